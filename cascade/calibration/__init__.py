@@ -1,0 +1,1 @@
+"""Offline fitting: from an outcome table to the tables the policy reads. numpy and scipy only; runs no model."""

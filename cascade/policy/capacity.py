@@ -1,0 +1,69 @@
+"""How long a batch takes and how much a stage can do. Learns from the batches that a driver reports; measures nothing."""
+
+from dataclasses import dataclass, field
+
+CORRECTION_RATE = 0.1
+"""Weight of the newest batch in the moving average: about the last ten batches count."""
+CORRECTION_RANGE = (0.2, 8.0)
+"""One wild observation may not make a stage look free or dead."""
+RATIO_LIMIT = 20.0
+"""A batch that took longer than this many times its prediction says that something broke, not how long a batch takes."""
+
+
+@dataclass(slots=True)
+class ServiceTime:
+    """Batch service time S(n) = (a + b n) x correction, from call to return.
+
+    The profile (a, b) is measured offline; the correction is the moving average of observed over profiled time, so it
+    takes in the hop to the replica, the neighbours on the machine, and a slower device than the one profiled.
+
+    Attributes:
+        a_s: seconds that any batch takes.
+        b_s: seconds that each row adds.
+        correction: present ratio of observed to profiled time.
+    """
+
+    a_s: float
+    b_s: float
+    correction: float = 1.0
+    _observed: int = field(default=0, repr=False)
+
+    def predict(self, rows: int) -> float:
+        """Seconds that a batch of ``rows`` will take."""
+        return (self.a_s + self.b_s * rows) * self.correction
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from one finished batch."""
+        ratio = min(seconds / (self.a_s + self.b_s * rows), RATIO_LIMIT)
+        # The first observations weigh more, so that a profile from another machine is corrected within a few batches.
+        self._observed += 1
+        rate = max(CORRECTION_RATE, 1.0 / (1.0 + self._observed))
+        low, high = CORRECTION_RANGE
+        self.correction = min(max(self.correction + rate * (ratio - self.correction), low), high)
+
+
+@dataclass(slots=True)
+class StageCapacity:
+    """A stage as the policy sees it: places for batches, how large they may be, and how long they take.
+
+    Attributes:
+        slots: batches that may be with the stage's replicas at a time; 0 says that the stage is out.
+        max_batch_size: rows in a batch, at most.
+        service: the learned service time.
+        busy: batches that are with the replicas now.
+    """
+
+    slots: int
+    max_batch_size: int
+    service: ServiceTime
+    busy: int = 0
+
+    @property
+    def free(self) -> int:
+        """Batches that may be sent now; never negative, also after slots were taken away."""
+        return max(0, self.slots - self.busy)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows a second at full batches: slots x B / S(B)."""
+        return self.slots * self.max_batch_size / self.service.predict(self.max_batch_size)

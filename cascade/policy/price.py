@@ -1,0 +1,39 @@
+"""What an escalation must be worth. Knows gains, prices and which stages are open; not why a price is what it is.
+
+A price is the gain that a visit to a stage must promise. The base price is the operator's own preference for low cost; the
+present price is the base price or, under load, the shadow price of the stage's capacity, whichever is higher.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade.policy.gain import Floats
+
+
+def continuation_value(gains: Floats, stage: int, open_stages: Sequence[int], prices: Sequence[float]) -> Floats:
+    """Value of going on from ``stage`` to the next open stage, before that stage's own price.
+
+    A row may pass the next stage only to reach one behind it, so the value is the best over all dearer open stages j of
+    the gain of j less the prices of the stages between:
+
+        value = max_j ( g_j - sum over open i, next < i <= j, of price_i )
+
+    This is the one-step form of optimal stopping with the gain tables as terminal values; the row goes on while
+    ``value > price_next``.
+
+    Args:
+        gains: gain of each stage behind ``stage``, [n, stages - 1 - stage].
+        stage: index of the stage that has just answered.
+        open_stages: indices of the dearer stages that can be called, ascending, not empty.
+        prices: price of every stage of the ladder, [stages].
+
+    Returns:
+        The value of each row, [n].
+    """
+    value: Floats = gains[:, open_stages[0] - stage - 1]
+    passed = 0.0
+    for target in open_stages[1:]:
+        passed += prices[target]
+        value = np.maximum(value, gains[:, target - stage - 1] - passed)
+    return value

@@ -1,0 +1,100 @@
+"""The facts a decision needs about one row, and the answer it ends with. Knows no model, no clock and no transport.
+
+A client's message may hold many rows; each row walks the ladder on its own, so the unit of every decision is a row.
+All instants are seconds on whatever clock the driver uses; only their differences matter.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+from typing import Any
+
+from cascade.policy.gain import Judgement
+
+
+class ExitReason(StrEnum):
+    """Why a row left the ladder at the stage that answered it."""
+
+    CONFIDENT = "confident"
+    """No dearer stage promises more than its base price: the unloaded rule stops here."""
+    LAST_STAGE = "last_stage"
+    """There is no dearer stage."""
+    PRICE = "price"
+    """The unloaded rule would have escalated; the present price was above the gain."""
+    EVICTED = "evicted"
+    """It waited for a dearer stage and rows with more to gain took its place."""
+    DEADLINE = "deadline"
+    """The dearer stage could not have answered, or did not answer, in time."""
+    BUDGET = "budget"
+    """The dearer stage would have cost more than the client allowed."""
+    FAILURE = "failure"
+    """The dearer stage failed or is out."""
+
+
+DEGRADING = frozenset({ExitReason.PRICE, ExitReason.EVICTED, ExitReason.DEADLINE, ExitReason.BUDGET, ExitReason.FAILURE})
+"""The reasons that make an answer *degraded*: the unloaded rule deferred, yet the answer was given here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row that asks for an answer.
+
+    Attributes:
+        tag: the driver's own handle; the policy never looks at it.
+        arrived_s: instant of arrival.
+        answer_by_s: the instant at which the best answer so far leaves, the deadline less the driver's own overhead.
+        deadline_s: the instant after which an answer is worth nothing.
+        priority: class of the row, 1 is the most important.
+        budget: most that the stages it runs on may cost together, in the ladder's cost unit.
+    """
+
+    tag: Any
+    arrived_s: float
+    answer_by_s: float
+    deadline_s: float
+    priority: int = 1
+    budget: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One visit to a stage: seconds in its queue, then seconds until its batch came back."""
+
+    stage: int
+    queued_s: float
+    run_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a row is answered with, and where that came from.
+
+    Attributes:
+        stage: index of the stage whose output this is.
+        reason: why the row stopped there.
+        judgement: evidence of the batch that the row was part of.
+        row: the row's place in that batch.
+        cost: cost of every stage the row ran on, in the ladder's cost unit.
+        deferrals: how often the unloaded rule asked for a dearer stage.
+        escalations: how often a dearer stage then answered; ``deferrals - escalations`` is 1 if degraded, else 0.
+        spans: the visits, in order.
+    """
+
+    stage: int
+    reason: ExitReason
+    judgement: Judgement
+    row: int
+    cost: float
+    deferrals: int
+    escalations: int
+    spans: tuple[Span, ...]
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the unloaded rule would have gone on from here."""
+        return self.deferrals > self.escalations
+
+    @property
+    def confidence(self) -> float:
+        """Calibrated probability that this answer is right."""
+        return float(self.judgement.p_correct[self.row])

@@ -1,0 +1,74 @@
+"""What the policy counts about itself. Plain integers that only grow; who publishes them is not known here."""
+
+from dataclasses import dataclass, field
+
+from cascade.policy.request import Answer, ExitReason
+
+
+@dataclass(slots=True)
+class StageCounts:
+    """Counts of one stage.
+
+    Attributes:
+        answers: rows answered with this stage's output, by exit reason.
+        deferrals: answered rows for which the unloaded rule asked, here, for a dearer stage.
+        escalations: answered rows that a dearer stage then answered, counted where they came from.
+        batches: batches that came back.
+        rows: rows in them.
+        failures: batches that failed or were given up.
+        queued_s: total time that the rows of those batches had waited.
+        run_s: total time of those batches.
+    """
+
+    answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
+    deferrals: int = 0
+    escalations: int = 0
+    batches: int = 0
+    rows: int = 0
+    failures: int = 0
+    queued_s: float = 0.0
+    run_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts of the whole ladder. ``arrived = answered + shed + expired + failed + cancelled + live`` at all times.
+
+    Attributes:
+        stages: per stage, cheapest first.
+        arrived: rows that came to the door.
+        answered: rows answered.
+        degraded: rows answered where the unloaded rule would have gone on.
+        shed: rows turned away at the door.
+        expired: rows whose deadline passed before any answer.
+        failed: rows that the first stage could not answer.
+        cancelled: rows whose client went away.
+        cost: cost of every stage visit of the answered rows.
+    """
+
+    stages: tuple[StageCounts, ...]
+    arrived: int = 0
+    answered: int = 0
+    degraded: int = 0
+    shed: int = 0
+    expired: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    cost: float = 0.0
+
+    @property
+    def live(self) -> int:
+        """Rows without an outcome yet."""
+        return self.arrived - self.answered - self.shed - self.expired - self.failed - self.cancelled
+
+    def count_answer(self, answer: Answer) -> None:
+        """Add one answered row."""
+        self.answered += 1
+        self.cost += answer.cost
+        self.stages[answer.stage].answers[answer.reason] += 1
+        for span in answer.spans[:-1]:
+            self.stages[span.stage].deferrals += 1
+            self.stages[span.stage].escalations += 1
+        if answer.degraded:
+            self.degraded += 1
+            self.stages[answer.stage].deferrals += 1

@@ -1,0 +1,235 @@
+"""One row's way through the ladder: a table-driven state machine. Everything that changes a row's state is in this file.
+
+It does not know why something happens to a row, only what may happen next: an event that the table does not hold for the
+present state raises, and nothing changes. That a row with an answer is never shed, expired or failed is a property of the
+table: from the two states that hold an answer, the only ways out are ANSWERED and CANCELLED.
+
+             ADMIT            CALL               RESULT+DEFER            CALL
+    ARRIVED ───────▶ WAITING ──────▶ RUNNING ─────────────────▶ DEFERRED ──────▶ ESCALATED
+       │ SHED           │ EXPIRE       │ EXPIRE, FAIL      ▲        │ EXIT           │ RESULT+EXIT, EXIT
+       ▼                ▼              ▼                   └────────┼───RESULT+DEFER─┤
+      SHED           EXPIRED     EXPIRED, FAILED                    ▼                ▼
+                                                                 ANSWERED         ANSWERED
+"""
+
+from enum import StrEnum
+
+from cascade.policy.gain import Judgement
+from cascade.policy.request import Answer, ExitReason, Request, Span
+
+
+class State(StrEnum):
+    """Where a row is. The last five are outcomes: a row ends in exactly one of them."""
+
+    ARRIVED = "arrived"
+    WAITING = "waiting"
+    RUNNING = "running"
+    DEFERRED = "deferred"
+    ESCALATED = "escalated"
+    ANSWERED = "answered"
+    SHED = "shed"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Event(StrEnum):
+    """What can happen to a row."""
+
+    ADMIT = "admit"
+    SHED = "shed"
+    CALL = "call"
+    RETRY = "retry"
+    DEFER = "defer"
+    BYPASS = "bypass"
+    EXIT = "exit"
+    EXPIRE = "expire"
+    FAIL = "fail"
+    CANCEL = "cancel"
+
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.ARRIVED: {Event.ADMIT: State.WAITING, Event.SHED: State.SHED},
+    State.WAITING: {
+        Event.CALL: State.RUNNING,
+        Event.EXPIRE: State.EXPIRED,
+        Event.FAIL: State.FAILED,
+        Event.CANCEL: State.CANCELLED,
+    },
+    State.RUNNING: {
+        Event.RETRY: State.RUNNING,
+        Event.DEFER: State.DEFERRED,
+        Event.EXIT: State.ANSWERED,
+        Event.EXPIRE: State.EXPIRED,
+        Event.FAIL: State.FAILED,
+        Event.CANCEL: State.CANCELLED,
+    },
+    State.DEFERRED: {
+        Event.CALL: State.ESCALATED,
+        Event.BYPASS: State.DEFERRED,
+        Event.EXIT: State.ANSWERED,
+        Event.CANCEL: State.CANCELLED,
+    },
+    State.ESCALATED: {
+        Event.RETRY: State.ESCALATED,
+        Event.DEFER: State.DEFERRED,
+        Event.EXIT: State.ANSWERED,
+        Event.CANCEL: State.CANCELLED,
+    },
+    State.ANSWERED: {},
+    State.SHED: {},
+    State.EXPIRED: {},
+    State.FAILED: {},
+    State.CANCELLED: {},
+}
+
+OUTCOMES = frozenset(state for state, events in TRANSITIONS.items() if not events)
+
+
+class IllegalTransition(Exception):
+    """The driver or the policy let something happen to a row that cannot happen in its state."""
+
+
+class Walk:
+    """The state of one row, its best answer so far, and what it has spent.
+
+    Attributes:
+        request: the facts it came with.
+        state: where it is.
+        stage: the stage that it waits for or runs on.
+        place: its key in the queue of that stage, while it waits.
+        usable_until_s: until when a result is of use: the answer instant once there is an answer, else the deadline.
+        answer: what it was answered with, once it was.
+    """
+
+    __slots__ = (
+        "_best_row",
+        "_best_stage",
+        "_entered_s",
+        "_judgement",
+        "_queued_s",
+        "_spans",
+        "answer",
+        "cost",
+        "deferrals",
+        "escalations",
+        "place",
+        "request",
+        "stage",
+        "state",
+        "usable_until_s",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.state = State.ARRIVED
+        self.stage = 0
+        self.place: tuple[float, int] = (0.0, 0)
+        self.usable_until_s = request.deadline_s
+        self.answer: Answer | None = None
+        self.cost = 0.0
+        self.deferrals = 0
+        self.escalations = 0
+        self._spans: list[Span] = []
+        self._entered_s = request.arrived_s
+        self._queued_s = 0.0
+        self._judgement: Judgement | None = None
+        self._best_stage = -1
+        self._best_row = -1
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self.state in OUTCOMES
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether a stage has answered it."""
+        return self._judgement is not None
+
+    def _move(self, event: Event) -> None:
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalTransition(f"{event} in state {self.state}") from None
+
+    def admit(self) -> None:
+        """It was let in and waits for stage 0."""
+        self._move(Event.ADMIT)
+
+    def shed(self) -> None:
+        """It was turned away at the door."""
+        self._move(Event.SHED)
+
+    def called(self, now: float) -> None:
+        """Its batch was sent to the stage it waited for."""
+        self._move(Event.CALL)
+        self._queued_s = now - self._entered_s
+        self._entered_s = now
+
+    def retried(self) -> None:
+        """Its batch failed and was sent once more."""
+        self._move(Event.RETRY)
+
+    def result(self, now: float, judgement: Judgement, row: int, cost: float) -> None:
+        """Its stage answered: this is the best answer now. Must be followed by `defer` or `exit`."""
+        if self.state is State.ESCALATED:
+            self.escalations += 1
+        elif self.state is not State.RUNNING:
+            raise IllegalTransition(f"result in state {self.state}")
+        self._spans.append(Span(self.stage, self._queued_s, now - self._entered_s))
+        self._judgement = judgement
+        self._best_stage = self.stage
+        self._best_row = row
+        self.cost += cost
+        self.usable_until_s = self.request.answer_by_s
+
+    def defer(self, now: float, stage: int) -> None:
+        """The rule asks for a dearer stage, and it waits for that one."""
+        self._move(Event.DEFER)
+        self.deferrals += 1
+        self.stage = stage
+        self._entered_s = now
+
+    def bypass(self, stage: int) -> None:
+        """The stage it waits for is out; it waits for a dearer one instead."""
+        self._move(Event.BYPASS)
+        self.stage = stage
+
+    def exit(self, reason: ExitReason, *, deferred: bool) -> Answer:
+        """It is answered with the best answer so far.
+
+        Args:
+            reason: why it stops here.
+            deferred: whether the rule asked for a dearer stage just now, without a `defer` having been recorded.
+        """
+        judgement = self._judgement
+        if judgement is None:
+            raise IllegalTransition(f"exit without an answer in state {self.state}")
+        self._move(Event.EXIT)
+        self.deferrals += deferred
+        self.answer = Answer(
+            stage=self._best_stage,
+            reason=reason,
+            judgement=judgement,
+            row=self._best_row,
+            cost=self.cost,
+            deferrals=self.deferrals,
+            escalations=self.escalations,
+            spans=tuple(self._spans),
+        )
+        self._judgement = None
+        return self.answer
+
+    def expire(self) -> None:
+        """Its deadline passed before any stage had answered."""
+        self._move(Event.EXPIRE)
+
+    def fail(self) -> None:
+        """The first stage failed for good."""
+        self._move(Event.FAIL)
+
+    def cancel(self) -> None:
+        """Its client has gone."""
+        self._move(Event.CANCEL)
+        self._judgement = None
