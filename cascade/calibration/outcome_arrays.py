@@ -133,9 +133,10 @@ class _Check:
 
     def _integers(self, name: str, rows: int | None) -> NDArray[np.int64]:
         array = self._column(name, rows, "iu", "integer")
-        if (row := _first(array < 0)) is not None:
+        classes = array.astype("<i8", copy=False)
+        if (row := _first(classes < 0)) is not None:
             raise self._error(name, f"row {row} is {array[row]}; classes count from 0")
-        return frozen(array.astype("<i8", copy=False))
+        return frozen(classes)
 
     def _texts(self, name: str, rows: int) -> NDArray[np.str_] | None:
         if name not in self._arrays:
@@ -215,8 +216,9 @@ class _Check:
         self._as_long_as_labels(name, probs, rows)
         # Row extremes carry a NaN through, so no second array of the table's size is ever made.
         low, high = probs.min(axis=1), probs.max(axis=1)
-        total = probs.sum(axis=1, dtype=np.float64)
-        if (row := _first(np.isnan(total))) is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = probs.sum(axis=1, dtype=np.float64)
+        if (row := _first(np.isnan(low))) is not None:
             raise self._error(name, f"row {row} contains NaN")
         if (row := _first((low < 0) | (high > 1 + 1e-6))) is not None:
             raise self._error(

@@ -1,1 +1,1 @@
-"""The models of a ladder: what a stage must do, and the networks that the shipped ladders use. Knows torch; no Ray, no policy."""
+"""The models of a ladder: what a stage must do, and the networks of the shipped ladders. Knows torch; no Ray, no policy."""

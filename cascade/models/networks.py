@@ -48,7 +48,8 @@ class PooledLinear(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits [n, classes] of uint8 [n, size, size]."""
         pixels = normalise(image, self.head.weight.dtype)
-        return self.head(F.avg_pool2d(pixels, self.pool).flatten(1))
+        logits: Tensor = self.head(F.avg_pool2d(pixels, self.pool).flatten(1))
+        return logits
 
 
 class StridedCNN(nn.Module):
@@ -89,7 +90,8 @@ class StridedCNN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [n, classes] of uint8 [n, size, size]."""
-        return self.head(self.body(normalise(image, self.head.weight.dtype)).flatten(1))
+        logits: Tensor = self.head(self.body(normalise(image, self.head.weight.dtype)).flatten(1))
+        return logits
 
 
 class PreActivationBlock(nn.Module):
@@ -118,7 +120,8 @@ class PreActivationBlock(nn.Module):
         """Features [n, channels_out, ceil(height / stride), ceil(width / stride)]."""
         active = F.relu(self.norm1(features))
         carried = features if self.carry is None else self.carry(active)
-        return carried + self.conv2(F.relu(self.norm2(self.conv1(active))))
+        change: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return carried + change
 
 
 class ResidualNet(nn.Module):
@@ -168,4 +171,5 @@ class ResidualNet(nn.Module):
 
     def _logits(self, image: Tensor) -> Tensor:
         features = self.blocks(self.stem(normalise(image, self.stem.weight.dtype)))
-        return self.head(F.relu(self.norm(features)).mean((2, 3)))
+        logits: Tensor = self.head(F.relu(self.norm(features)).mean((2, 3)))
+        return logits

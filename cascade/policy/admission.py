@@ -5,7 +5,7 @@ could still just finish would spend the whole slack in front of the cheapest sta
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from random import Random
 
 from cascade.policy.capacity import StageCapacity
@@ -32,12 +32,12 @@ class Admission:
         """Whether a row may come in.
 
         Args:
-            wait_s: predicted wait until its batch begins.
-            remaining_s: time to its deadline.
+            wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
+            remaining_s: time to its deadline, infinite if it has none.
             priority: its class, 1 is the most important.
         """
         factor = max(1.0 - PRIORITY_STEP * (priority - 1), PRIORITY_STEP / 2)
-        return wait_s <= self.wait_share * factor * remaining_s
+        return isfinite(wait_s) and wait_s <= self.wait_share * factor * remaining_s
 
     def retry_after_s(self, wait_s: float) -> int:
         """Whole seconds to stay away: the time to drain what waits, times a jitter in [1, 2] so that clients spread out."""

@@ -6,6 +6,8 @@ CORRECTION_RATE = 0.1
 """Weight of the newest batch in the moving average: about the last ten batches count."""
 CORRECTION_RANGE = (0.2, 8.0)
 """One wild observation may not make a stage look free or dead."""
+FADE_RATE = 0.01
+"""How much of the correction each row takes away that an idle stage refused because of it."""
 RATIO_LIMIT = 20.0
 """A batch that took longer than this many times its prediction says that something broke, not how long a batch takes."""
 
@@ -40,6 +42,15 @@ class ServiceTime:
         rate = max(CORRECTION_RATE, 1.0 / (1.0 + self._observed))
         low, high = CORRECTION_RANGE
         self.correction = min(max(self.correction + rate * (ratio - self.correction), low), high)
+
+    def refused(self, left_s: float) -> None:
+        """A row with ``left_s`` seconds left was refused on this prediction while the stage stood idle.
+
+        Where the profile alone would have let it in, the correction is trusted a little less. Otherwise one slow batch
+        could make the stage look too slow for every deadline, and with no batch sent nothing would ever prove it wrong.
+        """
+        if left_s >= self.a_s + self.b_s:
+            self.correction *= 1.0 - FADE_RATE
 
 
 @dataclass(slots=True)

@@ -5,8 +5,9 @@ For stage k with logits z of a row:
     c      = max_y p[y]                                           confidence
     p_ok   = P(h_k right | c)                                     isotonic curve
     g_j    = E[1(h_j right) - 1(h_k right) | c]   for every j > k  gain of the dearer stage j
-The gain is the quantity of the optimal deferral rule (Jitkrittum et al., NeurIPS 2023, arXiv 2307.02764): escalate where it
-exceeds the cost of doing so. It differs from uncertainty where no stage can solve an input, and there it is the better order.
+The gain is the quantity of the optimal deferral rule (Jitkrittum et al., NeurIPS 2023, arXiv 2307.02764): escalate where
+it exceeds the cost of doing so. It differs from uncertainty where no stage can solve an input, and there it is the better
+order.
 """
 
 from collections.abc import Sequence

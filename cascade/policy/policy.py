@@ -8,7 +8,7 @@ The driver's duties: report every event with a clock that does not go back; afte
 `Run` commands; call `tick` no later than `next_timer()`; deliver each reply at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -152,7 +152,8 @@ class Policy:
         self._queues = tuple(StageQueue() for _ in stages)
         self._base_prices = tuple(s.base_price for s in stages)
         self._prices = self._base_prices
-        self._running: set[Batch] = set()
+        # A dict for its order: batches given up at one instant leave in the order they were sent, in every run.
+        self._running: dict[Batch, None] = {}
         self._timers: list[tuple[float, int, Walk]] = []
         self._timer_sequence = 0
         self.counts = Counts(tuple(StageCounts() for _ in stages))
@@ -219,6 +220,7 @@ class Policy:
         counts = self.counts.stages[batch.stage]
         counts.batches += 1
         counts.rows += len(batch.walks)
+        counts.queued_s += sum(walk.queued_s for walk in batch.walks)
         counts.run_s += now - batch.started_s
         return self._decide(now, batch, judgement)
 
@@ -283,11 +285,13 @@ class Policy:
             return commands
         behind = self._open_behind(stage)
         for walk in waiting:
-            if behind:
-                walk.bypass(behind[0])
-                commands.extend(self._enqueue(walk, behind[0], walk.place[0]))
-            else:
+            if not behind:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
+            elif walk.cost + self._stages[behind[0]].cost > walk.request.budget:
+                commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
+            else:
+                walk.bypass(behind[0])
+                self._queues[behind[0]].push(walk, walk.place[0])
         return commands
 
     def set_prices(self, prices: Sequence[float]) -> None:
@@ -301,7 +305,7 @@ class Policy:
     # -- decisions -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, now: float) -> list[Command]:
-        """Fill every free slot with the best batch that its queue can form."""
+        """Fill every free slot with the best batch that its queue can form; of what is left, keep what the bound allows."""
         commands: list[Command] = []
         for stage, queue in enumerate(self._queues):
             capacity = self.capacities[stage]
@@ -309,10 +313,16 @@ class Policy:
                 batch, late = queue.take(now, capacity.max_batch_size, capacity.service.predict)
                 commands.extend(self._give_up(walk, ExitReason.DEADLINE) for walk in late)
                 if not batch:
+                    if not capacity.busy:
+                        for walk in late:
+                            capacity.service.refused(walk.usable_until_s - now)
                     break
                 for walk in batch:
                     walk.called(now)
                 commands.append(self._start(now, stage, batch, attempt=1))
+            if stage and len(queue):
+                evicted = queue.evict(self._queue_limit(stage))
+                commands.extend(self._reply(walk, ExitReason.EVICTED, deferred=False) for walk in evicted)
         return commands
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
@@ -345,10 +355,12 @@ class Policy:
             elif walk.cost + self._stages[target].cost > walk.request.budget:
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=True))
             elif soonest > walk.usable_until_s:
+                if not self.capacities[target].busy:
+                    self.capacities[target].service.refused(walk.usable_until_s - now)
                 commands.append(self._reply(walk, ExitReason.DEADLINE, deferred=True))
             else:
                 walk.defer(now, target)
-                commands.extend(self._enqueue(walk, target, loaded[row]))
+                self._queues[target].push(walk, loaded[row])
         return commands
 
     def _open_behind(self, stage: int) -> list[int]:
@@ -360,16 +372,6 @@ class Policy:
         share = QUEUE_SHARES[min(stage, len(QUEUE_SHARES)) - 1]
         by_work = int(share * self._usual_deadline_s * capacity.rows_per_s)
         return max(by_work, capacity.slots * capacity.max_batch_size)
-
-    def _enqueue(self, walk: Walk, stage: int, value: float) -> Iterable[Command]:
-        queue = self._queues[stage]
-        queue.push(walk, value)
-        # Rows that free slots take at the next dispatch do not wait, so they do not count against the bound.
-        capacity = self.capacities[stage]
-        limit = self._queue_limit(stage) + capacity.free * capacity.max_batch_size
-        if len(queue) <= limit:
-            return ()
-        return [self._reply(evicted, ExitReason.EVICTED, deferred=False) for evicted in queue.evict(limit)]
 
     def _stage0_wait_s(self, now: float, arriving: int) -> float:
         capacity = self.capacities[0]
@@ -390,11 +392,11 @@ class Policy:
         capacity.busy += 1
         patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(len(walks)))
         batch = Batch(stage, walks, attempt, now, now + patience_s)
-        self._running.add(batch)
+        self._running[batch] = None
         return Run(batch)
 
     def _release(self, batch: Batch) -> None:
-        self._running.remove(batch)
+        del self._running[batch]
         self.capacities[batch.stage].busy -= 1
 
     def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:

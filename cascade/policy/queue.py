@@ -85,6 +85,7 @@ class StageQueue:
         soonest = now + predict(1)
         late = [entry[2] for entry in self._entries if entry[2].usable_until_s < soonest]
         live = [entry for entry in self._entries if entry[2].usable_until_s >= soonest]
+        size = min(size, len(live))
         best: list[_Entry] = []
         best_rate = -1.0
         while size >= 1 and live:

@@ -2,14 +2,16 @@
 
 It does not know why something happens to a row, only what may happen next: an event that the table does not hold for the
 present state raises, and nothing changes. That a row with an answer is never shed, expired or failed is a property of the
-table: from the two states that hold an answer, the only ways out are ANSWERED and CANCELLED.
+table: from deferred and escalated, the two states that hold an answer, the only ways out are answered and cancelled.
 
-             ADMIT            CALL               RESULT+DEFER            CALL
-    ARRIVED ───────▶ WAITING ──────▶ RUNNING ─────────────────▶ DEFERRED ──────▶ ESCALATED
-       │ SHED           │ EXPIRE       │ EXPIRE, FAIL      ▲        │ EXIT           │ RESULT+EXIT, EXIT
-       ▼                ▼              ▼                   └────────┼───RESULT+DEFER─┤
-      SHED           EXPIRED     EXPIRED, FAILED                    ▼                ▼
-                                                                 ANSWERED         ANSWERED
+    arrived    ADMIT → waiting     SHED → shed
+    waiting    CALL → running      EXPIRE → expired   FAIL → failed       CANCEL → cancelled
+    running    RETRY → running     DEFER → deferred   EXIT → answered     EXPIRE → expired     FAIL → failed
+               CANCEL → cancelled
+    deferred   CALL → escalated    BYPASS → deferred  EXIT → answered     CANCEL → cancelled
+    escalated  RETRY → escalated   DEFER → deferred   EXIT → answered     CANCEL → cancelled
+
+A result is what DEFER and EXIT need in the states running and escalated; it comes just before them and moves nothing itself.
 """
 
 from enum import StrEnum
@@ -98,6 +100,7 @@ class Walk:
         state: where it is.
         stage: the stage that it waits for or runs on.
         place: its key in the queue of that stage, while it waits.
+        queued_s: seconds it waited for the stage that it was last sent to.
         usable_until_s: until when a result is of use: the answer instant once there is an answer, else the deadline.
         answer: what it was answered with, once it was.
     """
@@ -107,13 +110,13 @@ class Walk:
         "_best_stage",
         "_entered_s",
         "_judgement",
-        "_queued_s",
         "_spans",
         "answer",
         "cost",
         "deferrals",
         "escalations",
         "place",
+        "queued_s",
         "request",
         "stage",
         "state",
@@ -132,7 +135,7 @@ class Walk:
         self.escalations = 0
         self._spans: list[Span] = []
         self._entered_s = request.arrived_s
-        self._queued_s = 0.0
+        self.queued_s = 0.0
         self._judgement: Judgement | None = None
         self._best_stage = -1
         self._best_row = -1
@@ -164,7 +167,7 @@ class Walk:
     def called(self, now: float) -> None:
         """Its batch was sent to the stage it waited for."""
         self._move(Event.CALL)
-        self._queued_s = now - self._entered_s
+        self.queued_s = now - self._entered_s
         self._entered_s = now
 
     def retried(self) -> None:
@@ -177,7 +180,7 @@ class Walk:
             self.escalations += 1
         elif self.state is not State.RUNNING:
             raise IllegalTransition(f"result in state {self.state}")
-        self._spans.append(Span(self.stage, self._queued_s, now - self._entered_s))
+        self._spans.append(Span(self.stage, self.queued_s, now - self._entered_s))
         self._judgement = judgement
         self._best_stage = self.stage
         self._best_row = row

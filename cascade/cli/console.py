@@ -1,0 +1,46 @@
+"""What all commands share: the console, errors as exit codes, the progress bar, JSON for machines."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from cascade.errors import CascadeError
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Show what is wrong with the operator's files, without a traceback, and exit with 2."""
+    try:
+        yield
+    except CascadeError as error:
+        errors.print(f"[bold red]{error.title}[/bold red]")
+        for line in error.detail.splitlines():
+            errors.print(f"  {line}", markup=False, highlight=False)
+        raise typer.Exit(2) from error
+
+
+def progress_bar() -> Progress:
+    """A bar for long work; on standard error, so that ``--json`` stays clean."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        transient=not sys.stderr.isatty(),
+    )
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

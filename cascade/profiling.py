@@ -1,0 +1,189 @@
+"""Runs every stage of a ladder over labelled rows, once: the outcome table and the service-time model. Knows no Ray.
+
+This is the only offline step that runs models; everything after it reads the two files that it writes.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cascade import __version__
+from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile, StageService
+from cascade.calibration.fitting import fit_service_time
+from cascade.calibration.outcomes import OutcomeTable
+from cascade.errors import ConfigError
+from cascade.models.stage import Arrays, TorchStage, load_weights
+from cascade.spec import Ladder, StageSpec
+
+RUNS = 30
+"""Batches timed at each size; their median is what the service-time model is fitted on."""
+LONGEST_S = 3.0
+"""Timing of one size stops after this, so that a dear stage does not hold everything up."""
+RUNNING_SHARE = 0.8
+"""Of the progress of a stage, what running the rows counts for; the rest is timing."""
+
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the share of the whole that is done."""
+
+
+def load_network(ladder: Ladder, stage: StageSpec) -> TorchStage:
+    """Build the network of a stage, load its weights and warm it up.
+
+    Raises:
+        SpecError: the factory or the weights file is wrong.
+        ConfigError: the weights do not fit the network.
+    """
+    network = stage.model.build()
+    weights = ladder.weights(stage)
+    if weights is not None:
+        load_weights(network, weights)
+    names = [field.name for field in ladder.spec.inputs]
+    loaded = TorchStage(network, names, precision=stage.precision, threads=stage.threads)
+    half = max(1, stage.max_batch_size // 2)
+    loaded.warm_up(ladder.example_row(), sorted({1, 2, half, stage.max_batch_size}))
+    return loaded
+
+
+def read_rows(ladder: Ladder, path: Path) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """Read labelled rows.
+
+    Args:
+        ladder: says which inputs there are.
+        path: ``.npz`` with one array [N, *row] for each input, and ``labels`` [N].
+
+    Returns:
+        The inputs by name, and the labels, int64.
+
+    Raises:
+        ConfigError: the file or an array in it is not as the spec says.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as .npz: {error}") from error
+    for field in ladder.spec.inputs:
+        array = arrays.get(field.name)
+        if array is None:
+            raise ConfigError(f"{path}: no array {field.name!r}, it has {', '.join(arrays) or 'none'}")
+        if array.shape[1:] != field.shape or array.dtype != field.tensor.dtype:
+            raise ConfigError(
+                f"{path}: {field.name!r} must be {field.tensor.dtype} [rows, {', '.join(map(str, field.shape))}], "
+                f"got {array.dtype} {list(array.shape)}"
+            )
+    labels = arrays.get("labels")
+    classes = len(ladder.spec.labels)
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ConfigError(f"{path}: 'labels' must be whole numbers [rows]")
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+        raise ConfigError(f"{path}: 'labels' must lie in 0..{classes - 1}, and there must be some")
+    inputs = {field.name: arrays[field.name] for field in ladder.spec.inputs}
+    for name, array in inputs.items():
+        if len(array) != len(labels):
+            raise ConfigError(f"{path}: {name!r} has {len(array)} rows, 'labels' has {len(labels)}")
+    return inputs, labels.astype(np.int64)
+
+
+def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple[OutcomeTable, ServiceProfile]:
+    """Run every stage over labelled rows, and time it at growing batch sizes.
+
+    Args:
+        ladder: the ladder.
+        data: the labelled rows.
+        split: what to call these rows in the table, such as ``calibration``.
+        progress: told how far it is.
+
+    Raises:
+        ConfigError: the rows, a factory or weights are wrong, or a stage's outputs are no logits of the spec's classes.
+    """
+    inputs, labels = read_rows(ladder, data)
+    spec = ladder.spec
+    digests = ladder.stage_digests()
+    probs: dict[str, NDArray[np.float32]] = {}
+    services: list[StageService] = []
+    for index, stage in enumerate(spec.stages):
+        progress(stage.name, index / len(spec.stages))
+        loaded = load_network(ladder, stage)
+
+        def done(share: float, index: int = index, name: str = stage.name) -> None:
+            progress(name, (index + RUNNING_SHARE * share) / len(spec.stages))
+
+        probs[stage.name] = _run_all(loaded, inputs, stage, len(spec.labels), done)
+        measured = _time(loaded, inputs, stage)
+        a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
+        services.append(
+            StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
+        )
+    progress("done", 1.0)
+    table = OutcomeTable.from_arrays(
+        {
+            "stages": np.array([stage.name for stage in spec.stages]),
+            "cost": np.array([stage.cost for stage in spec.stages]),
+            "cost_unit": np.array(spec.cost_unit),
+            "labels": labels,
+            "split": np.full(len(labels), split),
+            **{f"probs/{name}": array for name, array in probs.items()},
+        }
+    )
+    service = ServiceProfile(
+        format_version=1,
+        created_by=f"cascade {__version__}",
+        ladder=spec.name,
+        machine=_machine(),
+        stages=tuple(services),
+    )
+    return table, service
+
+
+def _run_all(
+    stage: TorchStage, inputs: Arrays, spec: StageSpec, classes: int, done: Callable[[float], None]
+) -> NDArray[np.float32]:
+    """Class probabilities of every row, at temperature 1, [N, classes]."""
+    rows = len(next(iter(inputs.values())))
+    parts = []
+    for start in range(0, rows, spec.max_batch_size):
+        stop = start + spec.max_batch_size
+        logits = stage.run({name: array[start:stop] for name, array in inputs.items()}).logits
+        expected = (min(stop, rows) - start, classes)
+        if logits.shape != expected or not np.isfinite(logits).all():
+            raise ConfigError(f"stage {spec.name!r} must return finite logits {expected}, got {logits.shape}")
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        parts.append(shifted / shifted.sum(axis=1, keepdims=True))
+        done(min(stop, rows) / rows)
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _time(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
+    sizes = sorted({min(2**k, spec.max_batch_size) for k in range(13)})
+    rows = len(next(iter(inputs.values())))
+    measured = []
+    for size in sizes:
+        picks = np.arange(size) % rows
+        batch = {name: array[picks] for name, array in inputs.items()}
+        durations: list[float] = []
+        started = time.perf_counter()
+        while len(durations) < RUNS and time.perf_counter() - started < LONGEST_S:
+            before = time.perf_counter()
+            stage.run(batch)
+            durations.append(time.perf_counter() - before)
+        measured.append(
+            MeasuredBatch(
+                rows=size,
+                median_s=float(np.median(durations)),
+                p99_s=float(np.quantile(durations, 0.99)),
+                runs=len(durations),
+            )
+        )
+    return measured
+
+
+def _machine() -> Machine:
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return Machine(kind=kind, cpu_count=os.cpu_count() or 1, torch_threads=torch.get_num_threads())

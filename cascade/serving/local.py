@@ -1,0 +1,79 @@
+"""A Ray and a Serve on this machine, for `cascade serve`, the demo and the tests. Knows one ladder at a time.
+
+`apply_fast_path` must have run before this module is imported: Ray reads its environment at import.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from cascade.errors import ConfigError
+from cascade.serving.app import build, spec_argument
+from cascade.spec import CascadeSpec, Ladder
+
+OBJECT_STORE_BYTES = 200 << 20
+"""Ray's smallest comfortable store: batches travel inside the calls, so nothing of size goes through it."""
+
+
+@contextmanager
+def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000, verbose: bool = False) -> Iterator[str]:
+    """Serve a ladder on this machine for as long as the context lasts.
+
+    Args:
+        spec_path: the ladder's YAML file.
+        host: address to listen on.
+        port: port to listen on.
+        verbose: whether to show the logs of the replicas.
+
+    Yields:
+        The URL of the server, which answers.
+
+    Raises:
+        ConfigError: the spec or an artefact is wrong, or the port is taken.
+    """
+    application = build(spec_argument(spec_path))
+    require_free(host, port)
+    needed = cpus_needed(Ladder.read(spec_path).spec)
+    try:
+        ray.init(
+            address="local",
+            # Ray's CPUs are a count for placement: a ladder that asks for more than there are still runs here, slower.
+            num_cpus=max(os.cpu_count() or 1, needed),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            configure_logging=verbose,
+            log_to_driver=verbose,
+        )
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.run(application, name="cascade", route_prefix="/")
+        yield f"http://{host}:{port}"
+    finally:
+        with suppress(Exception):
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise unless a server could listen there.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def cpus_needed(spec: CascadeSpec) -> int:
+    """CPUs that the ladder's replicas reserve, rounded up."""
+    total = spec.router.replicas * spec.router.num_cpus
+    total += sum(stage.replicas * stage.num_cpus for stage in spec.stages if stage.placement == "replica")
+    return -int(-total // 1)

@@ -1,0 +1,257 @@
+"""The asyncio driver of the policy: it turns commands into stage calls and answers, and never decides anything.
+
+Everything that waits, measures time or fails is here; everything that chooses is in `cascade.policy`. The router knows its
+stages as clients with one method, so the same router runs over Serve handles, over a network in its own process, and over
+the fakes of a test.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
+from cascade.models.stage import Arrays, StageResult, TorchStage
+from cascade.policy.gain import Judge
+from cascade.policy.policy import Abandon, Batch, Command, Expire, Fail, Policy, Reply, Run, Shed
+from cascade.policy.request import Answer, Request
+
+logger = logging.getLogger("cascade.router")
+
+
+class StageClient(Protocol):
+    """How the router reaches a stage: a Serve handle, a network in this process, or a fake."""
+
+    def run(self, inputs: Arrays) -> Coroutine[Any, Any, StageResult]:
+        """Run one batch; any exception means that the call failed."""
+        ...
+
+
+class InlineStage:
+    """A network that runs inside the router's event loop: for a stage whose full batch is shorter than a hop."""
+
+    def __init__(self, stage: TorchStage) -> None:
+        self._stage = stage
+
+    def run_now(self, inputs: Arrays) -> StageResult:
+        """Run one batch, blocking the loop for as long as it takes."""
+        return self._stage.run(inputs)
+
+
+class ThreadStage:
+    """A network in a thread of its own, for one that would block the event loop for too long."""
+
+    def __init__(self, stage: TorchStage) -> None:
+        self._stage = stage
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cascade-stage")
+
+    async def run(self, inputs: Arrays) -> StageResult:
+        """Run one batch in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._stage.run, inputs)
+
+
+class _Message:
+    """The rows of one client message: its inputs, and the answers so far."""
+
+    __slots__ = ("answers", "done", "inputs", "missing")
+
+    def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
+        self.inputs = inputs
+        self.answers: list[Answer | None] = [None] * rows
+        self.missing = rows
+        self.done = done
+
+
+class Router:
+    """One router: its policy, its stages, and the messages that wait for an answer.
+
+    Args:
+        policy: the decisions.
+        judges: how to read each stage's logits, cheapest stage first.
+        stages: how to reach each stage.
+        classes: number of classes, the width of the logits.
+        margin_s: the best answer so far leaves this long before a deadline, at most a tenth of the time to it.
+        clock: seconds, monotonic, of finer grain than the event loop's own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        judges: Sequence[Judge],
+        stages: Sequence[StageClient | InlineStage],
+        *,
+        classes: int,
+        margin_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.policy = policy
+        self._judges = tuple(judges)
+        self._stages = tuple(stages)
+        self._classes = classes
+        self._margin_s = margin_s
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[Batch, asyncio.Task[None]] = {}
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def answer(
+        self,
+        inputs: Arrays,
+        rows: int,
+        *,
+        budget_s: float,
+        priority: int = 1,
+        max_cost: float = inf,
+    ) -> list[Answer]:
+        """Answer every row of one message.
+
+        Args:
+            inputs: one array [rows, *row] for each input of the ladder, already validated.
+            rows: rows in it, at least one.
+            budget_s: seconds until the deadline.
+            priority: class, 1 is the most important.
+            max_cost: most that a row's stages may cost together.
+
+        Returns:
+            One answer a row, in order.
+
+        Raises:
+            Overloaded: turned away before stage 0.
+            DeadlineExceeded: a row had no answer of any stage when its deadline came.
+            StageFailed: the first stage failed twice.
+        """
+        now = self._clock()
+        deadline_s = now + budget_s
+        answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
+        message = _Message(inputs, rows, self._loop.create_future())
+        requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost) for row in range(rows)]
+        walks = self.policy.arrived(now, requests)
+        if isinstance(walks, Shed):
+            raise Overloaded(
+                f"the first stage would begin in {walks.wait_s:.3f} s, too late for a deadline of {budget_s:g} s",
+                walks.retry_after_s,
+            )
+        self._schedule_pump()
+        try:
+            return await message.done
+        finally:
+            # After an answer this is a no-op; it matters when the client went away or one of the rows failed.
+            if message.missing:
+                for walk in walks:
+                    self.policy.cancelled(walk)
+
+    async def close(self) -> None:
+        """Cancel every call that is under way."""
+        if self._timer is not None:
+            self._timer.cancel()
+        calls = list(self._calls.values())
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    # -- the pump ------------------------------------------------------------------------------------------------------
+
+    def _schedule_pump(self) -> None:
+        # Dispatch runs once the loop has read every message that is ready now, so that they can share a batch.
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        self._carry_out(self.policy.dispatch(self._clock()))
+        self._arm_timer()
+
+    def _arm_timer(self) -> None:
+        at_s = self.policy.next_timer()
+        if at_s is None:
+            return
+        delay_s = max(0.0, at_s - self._clock())
+        when = self._loop.time() + delay_s
+        if self._timer is None or when < self._timer.when() - 0.001:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._carry_out(self.policy.tick(self._clock()))
+        self._pump()
+
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            match command:
+                case Reply(tag, answer):
+                    message, row = tag
+                    message.answers[row] = answer
+                    message.missing -= 1
+                    if not message.missing and not message.done.done():
+                        message.done.set_result(message.answers)
+                case Run(batch):
+                    self._run(batch)
+                case Expire(tag):
+                    self._refuse(tag, DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(tag):
+                    self._refuse(tag, StageFailed("the first stage failed, and there is no answer to fall back on"))
+                case Abandon(batch):
+                    logger.warning("a batch of %d rows at stage %d hangs: given up", len(batch.walks), batch.stage)
+                    self._calls[batch].cancel()
+
+    def _refuse(self, tag: tuple[_Message, int], error: Exception) -> None:
+        message, _ = tag
+        if not message.done.done():
+            message.done.set_exception(error)
+
+    # -- stage calls ---------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: Batch) -> None:
+        stage = self._stages[batch.stage]
+        if isinstance(stage, InlineStage):
+            try:
+                result = stage.run_now(gather(batch))
+                commands = self._judged(batch, result)
+            except Exception:
+                commands = self._failed(batch)
+            self._carry_out(commands)
+            self._schedule_pump()
+        else:
+            self._calls[batch] = self._loop.create_task(self._call(stage, batch))
+
+    async def _call(self, stage: StageClient, batch: Batch) -> None:
+        try:
+            commands = self._judged(batch, await stage.run(gather(batch)))
+        except Exception:
+            commands = self._failed(batch)
+        finally:
+            del self._calls[batch]
+        self._carry_out(commands)
+        self._schedule_pump()
+
+    def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
+        expected = (len(batch.walks), self._classes)
+        if result.logits.shape != expected or not np.isfinite(result.logits).all():
+            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
+        judgement = self._judges[batch.stage](result.logits)
+        return self.policy.completed(self._clock(), batch, judgement)
+
+    def _failed(self, batch: Batch) -> list[Command]:
+        logger.warning("stage %d failed, attempt %d", batch.stage, batch.attempt, exc_info=True)
+        return self.policy.failed(self._clock(), batch)
+
+
+def gather(batch: Batch) -> dict[str, NDArray[Any]]:
+    """One contiguous array for each input, in the order of the batch's rows.
+
+    Rows that lie together in one message, as in a client's own batch, are not copied one by one.
+    """
+    tags = [walk.request.tag for walk in batch.walks]
+    message, first = tags[0]
+    if all(tag == (message, first + i) for i, tag in enumerate(tags)):
+        return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}
+    return {name: np.stack([tag[0].inputs[name][tag[1]] for tag in tags]) for name in message.inputs}

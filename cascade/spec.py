@@ -1,0 +1,327 @@
+"""The one YAML file that an operator writes: a ladder of models, and how to serve it. Knows no Ray and loads no model.
+
+`Ladder.read(path)` validates it, or raises a SpecError that names the field, the value and what is allowed; `Ladder` then
+finds the files beside it.
+"""
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cascade.errors import SpecError
+from cascade.wire.tensors import Datatype, TensorSpec
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorField(_Part):
+    """One input tensor of the model, as clients send it."""
+
+    name: Name
+    """Name in requests."""
+    datatype: Datatype
+    """Open Inference Protocol datatype, for example UINT8 or FP32."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Shape of one row; the batch dimension comes in front of it."""
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The declaration that the wire works with."""
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class ModelRef(_Part):
+    """Where a stage's network comes from."""
+
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """``package.module:callable`` that returns a torch.nn.Module whose forward takes the inputs and returns logits."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    weights: str | None = None
+    """Safetensors file with its state dict, relative to the spec; none for a model without weights."""
+
+    def build(self) -> Any:
+        """Import the factory and call it.
+
+        Raises:
+            SpecError: the factory cannot be imported, or refuses its arguments.
+        """
+        module_name, _, attribute = self.factory.partition(":")
+        try:
+            target: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                target = getattr(target, part)
+            return target(**self.args)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise SpecError(f"model.factory {self.factory!r} with args {self.args}: {error}") from error
+
+
+class StageSpec(_Part):
+    """One rung of the ladder."""
+
+    name: Name
+    """Name in answers, metrics and artefacts."""
+    model: ModelRef
+    """The network."""
+    cost: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Cost of one row in the ladder's cost unit; rises from stage to stage."""
+    placement: Literal["router", "replica"] = "replica"
+    """``router`` runs the stage inside the router process, which saves the hop; for the cheapest stage only."""
+    base_price: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Gain (probability of mending a wrong answer) that a visit must promise even when nothing is scarce."""
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Rows in a batch, at most."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Serve replicas; not used with placement router."""
+    calls_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
+    """Batches that a replica may hold: one runs while the next one travels."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs that Ray reserves for a replica."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for a replica; fractions share a device."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Torch threads of a replica."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format the network runs in."""
+    timeout_floor_s: Seconds = 1.0
+    """A batch is never given up before this; beyond it, after five times its predicted duration."""
+
+
+class DeadlineSpec(_Part):
+    """Time that a request has, from its arrival at the router."""
+
+    default_s: Seconds = 1.0
+    """When the client names none; queue bounds are measured against this."""
+    max_s: Seconds = 30.0
+    """Longer wishes are cut to this."""
+    margin_s: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The best answer so far leaves this long before the deadline, to be on the wire in time; at most a tenth of it."""
+
+
+class AdmissionSpec(_Part):
+    """When a request is turned away, before the first stage."""
+
+    wait_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of its deadline that a first-class request may wait for the first stage."""
+    priorities: Annotated[int, Field(ge=1, le=8)] = 4
+    """Number of classes; 1 is the most important."""
+    default_priority: Annotated[int, Field(ge=1, le=8)] = 2
+    """Class of a request that names none."""
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Self:
+        if self.default_priority > self.priorities:
+            raise ValueError(f"default_priority {self.default_priority} is above priorities {self.priorities}")
+        return self
+
+
+class LimitsSpec(_Part):
+    """What a single request may ask of the server."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 31)] = 32 << 20
+    """Body as sent, and after inflation."""
+    max_rows: Annotated[int, Field(ge=1, le=65536)] = 1024
+    """Rows in one request."""
+
+
+class RouterSpec(_Part):
+    """The process that clients talk to."""
+
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Router processes; each has its own queues."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs that Ray reserves for each."""
+
+
+class DataSpec(_Part):
+    """Labelled rows beside the spec: ``.npz`` with one array for each input and ``labels``."""
+
+    calibration: str = "data/calibration.npz"
+    """Rows that calibration is fitted on; never trained on, never tested on."""
+    test: str = "data/test.npz"
+    """Rows that results are reported on; never read by calibration."""
+
+
+class CascadeSpec(_Part):
+    """The whole spec."""
+
+    name: Name
+    """Model name that clients use."""
+    version: Annotated[str, Field(min_length=1, max_length=64)] = "1"
+    """Version that clients see."""
+    inputs: Annotated[tuple[TensorField, ...], Field(min_length=1)]
+    """Input tensors, in the order of the networks' forward arguments."""
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of the classes, in the order of the logits."""
+    cost_unit: Annotated[str, Field(min_length=1, max_length=32)] = "MAC"
+    """Unit of the stages' costs."""
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
+    """The ladder, cheapest first."""
+    deadline: DeadlineSpec = DeadlineSpec()
+    """Time limits."""
+    admission: AdmissionSpec = AdmissionSpec()
+    """The door."""
+    limits: LimitsSpec = LimitsSpec()
+    """Sizes."""
+    router: RouterSpec = RouterSpec()
+    """Router processes."""
+    data: DataSpec = DataSpec()
+    """Labelled rows."""
+    calibration: str = "calibration"
+    """Folder for what profile and calibrate write, relative to the spec."""
+
+    @model_validator(mode="after")
+    def _ladder_is_a_ladder(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"stages: the name {name!r} is used twice")
+        for cheaper, dearer in zip(self.stages, self.stages[1:], strict=False):
+            if dearer.cost <= cheaper.cost:
+                raise ValueError(
+                    f"stages: costs must rise: {dearer.name!r} costs {dearer.cost:g}, "
+                    f"no more than {cheaper.name!r} before it with {cheaper.cost:g}"
+                )
+            if dearer.placement == "router":
+                raise ValueError(f"stages: only the cheapest stage may have placement router, not {dearer.name!r}")
+        tensors = [tensor.name for tensor in self.inputs]
+        if len(set(tensors)) < len(tensors):
+            raise ValueError("inputs: two tensors have the same name")
+        return self
+
+
+class Ladder:
+    """A validated spec together with the folder that its relative paths start from.
+
+    Attributes:
+        spec: the spec.
+        root: folder of the YAML file.
+    """
+
+    def __init__(self, spec: CascadeSpec, root: Path) -> None:
+        self.spec = spec
+        self.root = root
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Ladder":
+        """Read and validate a spec file.
+
+        Raises:
+            SpecError: it cannot be read, is no YAML, or a field is wrong; one line for each wrong field.
+        """
+        path = Path(path)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SpecError(f"{path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(document, dict):
+            raise SpecError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
+        return cls(parse_spec(document, source=str(path)), path.resolve().parent)
+
+    def path(self, relative: str) -> Path:
+        """A file of the ladder."""
+        return self.root / relative
+
+    @property
+    def table_path(self) -> Path:
+        """The outcome table on the calibration rows, written by ``cascade profile``."""
+        return self.path(self.spec.calibration) / "outcomes.npz"
+
+    @property
+    def service_path(self) -> Path:
+        """The service-time model, written by ``cascade profile``."""
+        return self.path(self.spec.calibration) / "service.json"
+
+    @property
+    def calibration_path(self) -> Path:
+        """Temperatures and gain tables, written by ``cascade calibrate``."""
+        return self.path(self.spec.calibration) / "calibration.json"
+
+    def weights(self, stage: StageSpec) -> Path | None:
+        """The stage's weights file.
+
+        Raises:
+            SpecError: the spec names a file that is not there.
+        """
+        if stage.model.weights is None:
+            return None
+        path = self.path(stage.model.weights)
+        if not path.is_file():
+            raise SpecError(f"stages.{stage.name}.model.weights: no file {path}")
+        return path
+
+    def example_row(self) -> dict[str, NDArray[Any]]:
+        """One row of zeros of every input, batch dimension 1."""
+        return {field.name: np.zeros((1, *field.shape), dtype=field.tensor.dtype) for field in self.spec.inputs}
+
+    def stage_digest(self, stage: StageSpec) -> str:
+        """SHA-256 over everything that determines the stage's outputs: inputs, factory, arguments, weights, precision."""
+        digest = hashlib.sha256()
+        facts = {
+            "inputs": [tensor.model_dump(mode="json") for tensor in self.spec.inputs],
+            "labels": len(self.spec.labels),
+            "factory": stage.model.factory,
+            "args": stage.model.args,
+            "precision": stage.precision,
+        }
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        weights = self.weights(stage)
+        if weights is not None:
+            digest.update(weights.read_bytes())
+        return digest.hexdigest()
+
+    def stage_digests(self) -> dict[str, str]:
+        """Digest of every stage by name, cheapest first."""
+        return {stage.name: self.stage_digest(stage) for stage in self.spec.stages}
+
+
+def parse_spec(document: dict[str, Any], source: str = "spec") -> CascadeSpec:
+    """Validate a spec that is already a mapping.
+
+    Args:
+        document: the mapping.
+        source: what to call it in errors.
+
+    Raises:
+        SpecError: one line for each wrong field, with its value and what is allowed.
+    """
+    try:
+        return CascadeSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"{source}: " + "\n".join(describe_errors(error))) from error
+
+
+def describe_errors(error: ValidationError) -> list[str]:
+    """One line for each wrong field: where it is, what is allowed, what came."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "the whole file"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown field"
+        value = item.get("input")
+        shown = "" if item["type"] == "missing" or isinstance(value, dict) else f" (got {value!r})"
+        lines.append(f"{where}: {message}{shown}")
+    return lines
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the spec, for editors."""
+    schema = CascadeSpec.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "cascade spec"
+    return schema

@@ -1,0 +1,16 @@
+"""What every test of the policy floor shares: no sockets, and one fixed hypothesis profile. Knows nothing of Ray or torch."""
+
+import pytest
+from hypothesis import settings
+from pytest_socket import disable_socket, enable_socket
+
+settings.register_profile("policy", deadline=None, derandomize=True, database=None)
+settings.load_profile("policy")
+
+
+@pytest.fixture(autouse=True)
+def no_sockets():
+    """A pure floor opens no socket; a test that does is wrong."""
+    disable_socket()
+    yield
+    enable_socket()

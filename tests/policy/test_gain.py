@@ -1,0 +1,68 @@
+"""From evidence to gains: the calibrated reading of a stage's logits."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
+
+from cascade.policy.gain import Curve, Judge
+
+LOGITS = hnp.arrays(
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    elements=st.floats(-1024, 1024, width=16),
+)
+RISING = Curve.of([0.2, 0.6, 1.0], [0.1, 0.5, 0.9])
+FALLING = Curve.of([0.25, 1.0], [0.6, -0.1])
+
+
+@given(LOGITS, st.floats(0.05, 20))
+def test_probabilities_are_the_softmax_of_the_logits_over_the_temperature(logits, temperature):
+    before = logits.copy()
+    judgement = Judge(temperature, RISING, (FALLING, RISING))(logits)
+    expected = softmax(logits.astype(np.float64) / temperature, axis=1)
+    np.testing.assert_allclose(judgement.probabilities, expected, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(judgement.confidence, expected.max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(judgement.p_correct, np.interp(judgement.confidence, RISING.x, RISING.y))
+    np.testing.assert_allclose(judgement.gains[:, 0], np.interp(judgement.confidence, FALLING.x, FALLING.y))
+    np.testing.assert_allclose(judgement.gains[:, 1], np.interp(judgement.confidence, RISING.x, RISING.y))
+    assert len(judgement) == len(logits)
+    assert (logits == before).all()
+
+
+def test_logits_far_beyond_exp_do_not_overflow():
+    judgement = Judge(0.01, RISING, ())(np.array([[1e30, -1e30], [-1e30, -1e30]]))
+    assert judgement.probabilities.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+def test_whole_number_logits_are_read_too():
+    judgement = Judge(2.0, RISING, ())(np.array([[2, 0]]))
+    np.testing.assert_allclose(judgement.probabilities, softmax([[1.0, 0.0]], axis=1))
+
+
+def test_the_last_stage_has_no_gains():
+    assert Judge(1.0, RISING, ())(np.zeros((3, 4))).gains.shape == (3, 0)
+
+
+def test_an_empty_batch_is_judged_as_empty():
+    judgement = Judge(1.0, RISING, (FALLING,))(np.zeros((0, 4)))
+    assert len(judgement) == 0
+    assert judgement.gains.shape == (0, 1)
+
+
+def test_a_curve_is_linear_between_its_knots_and_constant_outside_them():
+    curve = Curve.of([1, 2, 4], [0, 1, -1])
+    assert curve(np.array([-5.0, 1.0, 1.5, 2.0, 3.0, 4.0, 99.0])).tolist() == [0.0, 0.0, 0.5, 1.0, 0.0, -1.0, -1.0]
+
+
+def test_a_curve_of_one_knot_is_a_constant():
+    assert Curve.of([0.5], [0.25])(np.array([0.0, 0.5, 1.0])).tolist() == [0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_higher_temperature_never_makes_a_row_more_confident(temperature):
+    logits = np.random.default_rng(0).normal(size=(64, 10)) * 4
+    cool, warm = (Judge(t, RISING, ())(logits).confidence for t in (temperature, 2 * temperature))
+    assert (warm <= cool + 1e-12).all()
