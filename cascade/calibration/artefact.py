@@ -267,8 +267,6 @@ def _sentence(error: ValidationError) -> str:
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"])
     given: Any = first["input"]
-    shown = (
-        f", got {given!r}" if isinstance(given, str | int | float | None) and first["type"] != "json_invalid" else ""
-    )
+    shown = f", got {given!r}" if isinstance(given, str | int | float | None) and first["type"] != "json_invalid" else ""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{field + ': ' if field else ''}{first['msg']}{shown}{more}"

@@ -48,35 +48,35 @@ def isotonic_gain(confidences: Floats, difference: Floats) -> Curve:
     """Fit a gain that never rises with confidence; see `cascade.calibration.scores.isotonic_curve`.
 
     Right where a surer stage leaves less to fix. Wrong where the least sure inputs are ones that no stage can solve.
+    Blocks shrink towards no gain, which keeps their sign: inputs on which the stages never differed defer at no price.
 
     Args:
         confidences: [N] confidence of the cheaper stage.
         difference: [N] 1(dearer right) - 1(cheaper right), in {-1, 0, 1}.
     """
-    return isotonic_curve(confidences, difference, increasing=False, prior=float(np.mean(difference)))
+    return isotonic_curve(confidences, difference, increasing=False, prior=0.0)
 
 
 def binned_gain(confidences: Floats, difference: Floats) -> Curve:
     """Fit a gain of any shape: bin means joined by lines, shrunk towards the mean over all rows.
 
-    About 2 N^(1/3) bins of equal mass. A bin of n rows counts as if it had s^2 / t^2 more rows at the overall mean, where
-    s^2 is the variance within bins and t^2 what the bin means vary beyond their sampling noise (empirical Bayes): few
-    rows or flat truth shrink all the way.
+    About 2 N^(1/3) bins of equal mass. A bin's mean m_b of n_b rows with variance s_b^2 has sampling noise
+    v_b = s_b^2 / n_b; what the means vary beyond that is t^2. The value is (t^2 m_b + v_b m) / (t^2 + v_b) with m the
+    mean over all rows (empirical Bayes): the fewer and noisier the rows, the nearer to m; a flat truth is a flat curve.
 
     Args:
         confidences: [N] confidence of the cheaper stage.
         difference: [N] 1(dearer right) - 1(cheaper right), in {-1, 0, 1}.
     """
-    rows = len(difference)
     overall = float(np.mean(difference))
-    bins = min(MAX_KNOTS, int(np.ceil(2 * rows ** (1 / 3))))
+    bins = min(MAX_KNOTS, int(np.ceil(2 * len(difference) ** (1 / 3))))
     x, mean, count = equal_mass_bins(*pooled(confidences, difference), bins)
-    within = float(np.mean(np.square(difference)) - np.average(np.square(mean), weights=count))
-    between = float(np.average(np.square(mean - overall), weights=count)) - within * len(x) / rows
+    _, square, _ = equal_mass_bins(*pooled(confidences, np.square(difference)), bins)
+    noise = np.maximum(square - np.square(mean), 0.0) / count
+    between = float(np.average(np.square(mean - overall) - noise, weights=count))
     if between <= 0:
         return Curve(rounded(x[:1]), rounded(np.array([overall])))
-    prior_rows = within / between
-    knots, values, _ = pooled(rounded(x), (mean * count + overall * prior_rows) / (count + prior_rows))
+    knots, values, _ = pooled(rounded(x), (between * mean + noise * overall) / (between + noise))
     return Curve(knots, rounded(values))
 
 

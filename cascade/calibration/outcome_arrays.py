@@ -187,9 +187,7 @@ class _Check:
             prediction = self._integers(f"prediction/{stage}", rows)
             return StageOutputs(prediction=prediction, score=self._score(f"score/{stage}", rows))
         if forms == ("score", "correct"):
-            return StageOutputs(
-                correct=self._correct(f"correct/{stage}", rows), score=self._score(f"score/{stage}", rows)
-            )
+            return StageOutputs(correct=self._correct(f"correct/{stage}", rows), score=self._score(f"score/{stage}", rows))
         raise TableError(
             f"{self._source}: stage {stage!r} needs probs/{stage}, or prediction/{stage} and score/{stage}, or "
             f"correct/{stage} and score/{stage}; it has {listed(f'{form}/{stage}' for form in forms) or 'none'}"
@@ -210,9 +208,7 @@ class _Check:
     def _probs(self, name: str, rows: int) -> NDArray[np.floating[Any]]:
         probs = self._needed(name)
         if probs.ndim != 2 or probs.dtype.kind != "f" or probs.shape[1] < 2:
-            raise self._error(
-                name, f"expected floats [rows, classes], at least 2 classes, got {probs.dtype} {probs.shape}"
-            )
+            raise self._error(name, f"expected floats [rows, classes], at least 2 classes, got {probs.dtype} {probs.shape}")
         self._as_long_as_labels(name, probs, rows)
         # Row extremes carry a NaN through, so no second array of the table's size is ever made.
         low, high = probs.min(axis=1), probs.max(axis=1)
@@ -225,9 +221,7 @@ class _Check:
                 name, f"row {row} reaches from {low[row]:g} to {high[row]:g}; probabilities lie between 0 and 1"
             )
         if (row := _first(np.abs(total - 1) > SUM_TOLERANCE)) is not None:
-            raise self._error(
-                name, f"row {row} sums to {total[row]:.6g}; probabilities sum to 1 within {SUM_TOLERANCE:g}"
-            )
+            raise self._error(name, f"row {row} sums to {total[row]:.6g}; probabilities sum to 1 within {SUM_TOLERANCE:g}")
         return frozen(probs.astype("<f8" if probs.dtype.itemsize >= 8 else "<f4", copy=False))
 
     def _classes_agree(self, labels: NDArray[np.int64], outputs: Mapping[str, StageOutputs]) -> None:

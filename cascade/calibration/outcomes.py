@@ -20,6 +20,10 @@ from cascade.calibration.outcome_arrays import FORMS, Array, StageOutputs, check
 from cascade.errors import TableError
 
 
+_BROKEN = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise on a damaged archive; RuntimeError covers encrypted and unsupported members."""
+
+
 @dataclass(frozen=True, eq=False)
 class OutcomeTable:
     """A validated outcome table; build one with `read` or `from_arrays`. Its arrays are read-only."""
@@ -227,7 +231,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
             return dict(_members(path, archive))
     except OSError as error:
         raise TableError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise TableError(f"{path}: is not an npz archive: {error}") from error
 
 
@@ -235,7 +239,7 @@ def _members(path: Path, archive: "np.lib.npyio.NpzFile") -> Iterator[tuple[str,
     for name in archive.files:
         try:
             array = archive[name]
-        except (ValueError, EOFError, OSError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (*_BROKEN, OSError) as error:
             raise TableError(f"{path}: array {name}: cannot be read: {error}") from error
         if not isinstance(array, np.ndarray):
             raise TableError(f"{path}: member {name} is not a numpy array")

@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cascade.cli.console import console, errors, usage_errors
+from cascade.cli.showing import show
 from cascade.serving.environment import apply_fast_path
 from cascade.spec import Ladder
 
@@ -30,24 +33,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(spec: SpecPath, host: Host = "127.0.0.1", port: Port = 8000, verbose: Verbose = False) -> None:
     """Serve a ladder on this machine, in the foreground; Ctrl-C stops it."""
-    apply_fast_path(os.environ)
-    stop = stop_on_signals()
-    with usage_errors():
-        ladder = Ladder.read(spec)
-        started = time.perf_counter()
-        with errors.status(f"starting Ray and {len(ladder.spec.stages)} stages"):
-            from cascade.serving.local import running
-
-            server = running(spec, host=host, port=port, verbose=verbose)
-            url = server.__enter__()
-        try:
-            console.print(f"[green]serving[/green] {ladder.spec.name} at {url} after {time.perf_counter() - started:.1f} s")
-            console.print(f"  curl {url}/v2/models/{ladder.spec.name}", highlight=False)
-            console.print("Ctrl-C stops it")
-            stop.wait()
-        finally:
-            errors.print("stopping")
-            server.__exit__(None, None, None)
+    with usage_errors(), started(spec, host, port, verbose) as (ladder, url):
+        stop = stop_on_signals()
+        console.print(f"  curl {url}/v2/models/{ladder.spec.name}", highlight=False)
+        console.print("Ctrl-C stops it")
+        stop.wait()
 
 
 def demo(
@@ -58,35 +48,33 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Serve a ladder, send its real test rows through HTTP, and show what came back."""
-    apply_fast_path(os.environ)
-    stop = stop_on_signals()
-    with usage_errors():
-        from cascade.cli.showing import show
+    with usage_errors(), started(spec, "127.0.0.1", port, verbose) as (ladder, url):
+        show(ladder, url, rows, connections, stop_on_signals())
 
-        ladder = Ladder.read(spec)
-        started = time.perf_counter()
+
+@contextmanager
+def started(spec: Path, host: str, port: int, verbose: bool) -> Iterator[tuple[Ladder, str]]:
+    """A running server, and what a person wants to see while it starts and stops."""
+    apply_fast_path(os.environ)
+    ladder = Ladder.read(spec)
+    began = time.perf_counter()
+    with ExitStack() as stack:
         with errors.status(f"starting Ray and {len(ladder.spec.stages)} stages"):
             from cascade.serving.local import running
 
-            server = running(spec, port=port, verbose=verbose)
-            url = server.__enter__()
+            url = stack.enter_context(running(spec, host=host, port=port, verbose=verbose))
+        console.print(f"[green]serving[/green] {ladder.spec.name} at {url} after {time.perf_counter() - began:.1f} s")
         try:
-            console.print(f"[green]serving[/green] {ladder.spec.name} at {url} after {time.perf_counter() - started:.1f} s")
-            show(ladder, url, rows, connections, stop)
+            yield ladder, url
         finally:
-            server.__exit__(None, None, None)
-            console.print("stopped")
+            errors.print("stopping")
+    errors.print("stopped")
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
+    """An event that Ctrl-C and SIGTERM set. Ray installs handlers of its own when it starts, so this comes after."""
     stop = threading.Event()
 
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            os._exit(130)
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     return stop

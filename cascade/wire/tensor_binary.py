@@ -94,9 +94,7 @@ def from_raw(spec: TensorSpec, body: Buffer) -> Array:
             raise BadRequest(f"input {spec.name!r}: a raw body is one BYTES element, a row has shape {row_shape(spec)}")
         return object_array([bytes(body)], [1, *(1 for _ in spec.shape)])
     if wild > 1:
-        raise BadRequest(
-            f"input {spec.name!r}: a raw body leaves no more than one dimension open, not {row_shape(spec)}"
-        )
+        raise BadRequest(f"input {spec.name!r}: a raw body leaves no more than one dimension open, not {row_shape(spec)}")
     unit = fixed * spec.dtype.itemsize
     size = len(body)
     if size == 0 or size % unit or (wild == 0 and size != unit):

@@ -95,13 +95,9 @@ class TensorSpec:
         if not self.name:
             raise SpecError("a tensor needs a name, got an empty one")
         if self.datatype not in DTYPES:
-            raise SpecError(
-                f"tensor {self.name!r}: datatype must be one of {', '.join(Datatype)}, got {self.datatype!r}"
-            )
+            raise SpecError(f"tensor {self.name!r}: datatype must be one of {', '.join(Datatype)}, got {self.datatype!r}")
         if len(self.shape) > _MAX_ROW_RANK:
-            raise SpecError(
-                f"tensor {self.name!r}: a row has at most {_MAX_ROW_RANK} dimensions, got {len(self.shape)}"
-            )
+            raise SpecError(f"tensor {self.name!r}: a row has at most {_MAX_ROW_RANK} dimensions, got {len(self.shape)}")
         if any(dim < 1 and dim != -1 for dim in self.shape):
             raise SpecError(f"tensor {self.name!r}: dimensions must be positive or -1, got {list(self.shape)}")
         datatype = Datatype(self.datatype)
@@ -144,9 +140,7 @@ def rows_of(spec: TensorSpec, shape: object, max_rows: int) -> int:
         BadRequest: not a list of integers, another rank, another dimension, no rows or too many.
     """
     if type(shape) is not list or set(map(type, shape)) != {int}:
-        raise BadRequest(
-            f"input {spec.name!r}: shape must be a list of integers, {row_shape(spec)}, got {_shown(shape)}"
-        )
+        raise BadRequest(f"input {spec.name!r}: shape must be a list of integers, {row_shape(spec)}, got {_shown(shape)}")
     if shape[1:] != spec.fixed_dims and not _fits(spec, shape):
         raise BadRequest(f"input {spec.name!r}: shape must be {row_shape(spec)}, got {_shown(shape)}")
     rows: int = shape[0]

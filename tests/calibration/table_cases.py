@@ -66,5 +66,5 @@ def networks(rows: int, seed: int, strengths: tuple[float, ...] = (1.5, 3.0, 5.0
     for k, strength in enumerate(strengths):
         logits = random.normal(size=(rows, classes))
         logits[np.arange(rows), labels] += strength + 1.5 * ease
-        arrays[f"probs/net{k}"] = softmax(2.0 * logits).astype(np.float32)
+        arrays[f"probs/net{k}"] = softmax(4.0 * logits).astype(np.float32)
     return OutcomeTable.from_arrays(arrays)

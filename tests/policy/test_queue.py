@@ -80,8 +80,8 @@ def test_a_batch_is_late_by_its_own_size_and_not_by_that_of_a_full_one():
 
 def test_the_size_is_that_of_the_rows_that_can_still_be_in_time():
     # Beside them waits one that is late already: it must not make the others' batch look like one of four.
-    queue = filled(("a", 0.9, 3.0), ("b", 0.8, 3.0), ("c", 0.7, 3.0), ("late", 0.95, 0.5))
-    batch, late = queue.take(0.0, 8, one_second_a_row)
+    queue = filled(("a", 0.9, 12.0), ("b", 0.8, 12.0), ("c", 0.7, 12.0), ("late", 0.95, 0.5))
+    batch, late = queue.take(0.0, 8, lambda rows: 9.0 + rows)
     assert (tags(batch), tags(late)) == (["a", "b", "c"], ["late"])
 
 

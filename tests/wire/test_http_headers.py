@@ -55,9 +55,7 @@ class TestJsonLength:
 
     @pytest.mark.parametrize("value", [b"", b"-1", b"+1", b"1.0", b"0x1", b"1_0", b"\xb2", b"1, 1", b"9" * 5000])
     def test_anything_else_is_refused(self, value):
-        with pytest.raises(
-            BadRequest, match=r"^inference-header-content-length must be a whole number of bytes, got '"
-        ):
+        with pytest.raises(BadRequest, match=r"^inference-header-content-length must be a whole number of bytes, got '"):
             parse_json_length(value)
 
 
@@ -110,9 +108,7 @@ class TestTimeLimits:
         assert read(**{name: value}).timeout_s is None
 
     def test_the_shortest_counts(self):
-        facts = read(
-            x_request_timeout_seconds=b"3", grpc_timeout=b"2S", prefer=b"wait=4", x_stainless_read_timeout=b"0"
-        )
+        facts = read(x_request_timeout_seconds=b"3", grpc_timeout=b"2S", prefer=b"wait=4", x_stainless_read_timeout=b"0")
         assert facts.timeout_s == 2.0
         assert facts.wait_s == 4
 

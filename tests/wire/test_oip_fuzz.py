@@ -132,9 +132,7 @@ def test_a_valid_message_is_decoded(case):
     assert request.outputs == ((signature.outputs[0], False),)
 
 
-strange = json_values | st.sampled_from(
-    [-1, 0, 2**63, 2**64 - 1, 1e300, "", "image", [], {}, [[]], [-1, 2, -1], [1] * 70]
-)
+strange = json_values | st.sampled_from([-1, 0, 2**63, 2**64 - 1, 1e300, "", "image", [], {}, [[]], [-1, 2, -1], [1] * 70])
 
 
 @thorough
@@ -166,9 +164,7 @@ def inflate_or_refuse(body: bytes, encoding: str, max_bytes: int) -> None:
 
 
 @thorough
-@given(
-    st.binary(max_size=400), st.sampled_from(["gzip", "deflate", "x-gzip", "identity", "br", "gzip, deflate", "\xff"])
-)
+@given(st.binary(max_size=400), st.sampled_from(["gzip", "deflate", "x-gzip", "identity", "br", "gzip, deflate", "\xff"]))
 def test_any_bytes_in_any_encoding_are_inflated_or_refused(body, encoding):
     inflate_or_refuse(body, encoding, 256)
 

@@ -174,9 +174,7 @@ class TestTensorsInBinary:
             [b"\3\0\0\0abc\0", bytes(4)],
             [{"name": "a", "shape": [1, 2], "datatype": "BYTES"}, {"name": "b", "shape": [1, 4], "datatype": "UINT8"}],
         )
-        assert "BYTES element 1 of 2 ends 3 bytes after the binary data of 8 bytes" in refusal(
-            body, json_length, signature
-        )
+        assert "BYTES element 1 of 2 ends 3 bytes after the binary data of 8 bytes" in refusal(body, json_length, signature)
 
 
 class TestValuesThatAreNotFinite:
@@ -297,9 +295,7 @@ class TestMembers:
 
     @pytest.mark.parametrize("request_id", ["42", ""])
     def test_the_id_is_kept(self, request_id):
-        assert (
-            decode_request(message(tensor([1], [1], "FP32"), id=request_id), None, one_input("FP32")).id == request_id
-        )
+        assert decode_request(message(tensor([1], [1], "FP32"), id=request_id), None, one_input("FP32")).id == request_id
 
     @pytest.mark.parametrize(
         ("body", "says"),

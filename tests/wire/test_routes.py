@@ -96,9 +96,7 @@ def test_any_other_path_is_unknown(path):
 @thorough
 @given(
     st.text(max_size=4),
-    st.lists(st.sampled_from(["v2", "models", "m", "versions", "1", "infer", "", "%", "%ff", "?", "\x00"])).map(
-        "/".join
-    ),
+    st.lists(st.sampled_from(["v2", "models", "m", "versions", "1", "infer", "", "%", "%ff", "?", "\x00"])).map("/".join),
 )
 def test_any_path_gives_a_route_or_an_error_with_a_status(method, path):
     for attempt in ("GET", "POST", method):

@@ -1,0 +1,352 @@
+"""The policy under a driver with any schedule: whatever comes, in whatever order, the promises of design and docstrings hold.
+
+The machine keeps its own books from the commands alone and compares them with the policy's after every step.
+"""
+
+from dataclasses import dataclass, field
+from math import inf
+
+import pytest
+from builders import MS, judged, stage
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cascade.policy.gain import Judgement
+from cascade.policy.policy import Abandon, Batch, Command, Expire, Fail, Policy, Reply, Run, Shed
+from cascade.policy.request import DEGRADING, ExitReason, Request
+from cascade.policy.walk import OUTCOMES, State, Walk
+
+COST = (1.0, 10.0, 100.0, 1000.0)
+GAIN = st.integers(-4, 16).map(lambda i: i / 16)
+
+
+@dataclass
+class Row:
+    """The machine's own book of one row."""
+
+    request: Request
+    walk: Walk
+    called: list[int] = field(default_factory=list)
+    retried: list[int] = field(default_factory=list)
+    answers: list[tuple[int, Judgement, int]] = field(default_factory=list)
+    first_answer_s: float = inf
+    outcome: str | None = None
+
+    @property
+    def cost(self) -> float:
+        return sum(COST[stage] for stage, _, _ in self.answers)
+
+
+class Driver(RuleBasedStateMachine):
+    """A driver that does its duties, and otherwise whatever it likes."""
+
+    @initialize(
+        stages=st.lists(
+            st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([0.0, 0.125])), min_size=1, max_size=4
+        ),
+        wait_share=st.sampled_from([0.2, 1.0]),
+        usual_deadline_s=st.sampled_from([4 * MS, 64 * MS, 1.0]),
+        finish_by=st.sampled_from(["completing", "failing", "hanging"]),
+        begin_s=st.sampled_from([0.0, 4096.0]),
+    )
+    def begin(self, stages, wait_share, usual_deadline_s, finish_by, begin_s):
+        self.stages = [
+            stage(slots, batch, cost, price, timeout_floor_s=64 * MS)
+            for cost, (slots, batch, price) in zip(COST, stages, strict=False)
+        ]
+        self.policy = Policy(self.stages, usual_deadline_s=usual_deadline_s, wait_share=wait_share)
+        self.now = begin_s
+        self.rows: list[Row] = []
+        self.of: dict[Walk, Row] = {}
+        self.shed = 0
+        self.running: list[Batch] = []
+        self.given_up: list[Batch] = []
+        self.returned = [[0, 0, 0.0, 0.0] for _ in stages]
+        self.failures = [0 for _ in stages]
+        self.late_tick = False
+        self.finish_by = finish_by
+
+    # -- what happens ------------------------------------------------------------------------------------------------
+
+    @rule(
+        rows=st.lists(st.sampled_from([inf, inf, 1.0, 11.0, 111.0, 101.0, 0.5]), min_size=1, max_size=3),
+        time=st.sampled_from([0, 1, 10, 11, 20, 40, 100, 400]),
+        priority=st.integers(1, 4),
+        dispatch=st.booleans(),
+    )
+    def arrive(self, rows, time, priority, dispatch):
+        deadline_s = self.now + time * MS
+        answer_by_s = max(self.now, deadline_s - MS)
+        first = len(self.rows) + self.shed
+        requests = [
+            Request(first + i, self.now, answer_by_s, deadline_s, priority, budget) for i, budget in enumerate(rows)
+        ]
+        walks = self.policy.arrived(self.now, requests)
+        if isinstance(walks, Shed):
+            assert walks.retry_after_s >= 1
+            self.shed += len(rows)
+            return
+        for one, walk in zip(requests, walks, strict=True):
+            assert walk.request is one
+            row = Row(one, walk)
+            self.rows.append(row)
+            self.of[walk] = row
+        self.settle(dispatch)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), dispatch=st.booleans())
+    def complete(self, data, dispatch):
+        batch = data.draw(st.sampled_from(self.running))
+        width = len(self.stages) - 1 - batch.stage
+        rows = st.lists(st.lists(GAIN, min_size=width, max_size=width), min_size=len(batch.walks), max_size=len(batch.walks))
+        self.come_back(batch, judged(*data.draw(rows)))
+        self.settle(dispatch)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), dispatch=st.booleans())
+    def fail(self, data, dispatch):
+        self.break_down(data.draw(st.sampled_from(self.running)))
+        self.settle(dispatch)
+
+    @precondition(lambda self: self.given_up)
+    @rule(data=st.data(), completes=st.booleans())
+    def return_after_being_given_up(self, data, completes):
+        batch = data.draw(st.sampled_from(self.given_up))
+        before = repr(self.policy.counts)
+        if completes:
+            gains = [[0.5] * (len(self.stages) - 1 - batch.stage)] * len(batch.walks)
+            assert self.policy.completed(self.now, batch, judged(*gains)) == []
+        else:
+            assert self.policy.failed(self.now, batch) == []
+        assert repr(self.policy.counts) == before
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def cancel(self, data):
+        row = data.draw(st.sampled_from(self.rows))
+        self.policy.cancelled(row.walk)
+        row.outcome = row.outcome or "cancelled"
+
+    @rule(data=st.data(), slots=st.integers(0, 3), dispatch=st.booleans())
+    def change_slots(self, data, slots, dispatch):
+        self.obey(self.policy.set_slots(data.draw(st.sampled_from(range(len(self.stages)))), slots))
+        self.settle(dispatch)
+
+    @rule(data=st.data())
+    def change_prices(self, data):
+        prices = data.draw(st.lists(st.sampled_from([0.0, 0.0625, 0.25, 0.75]), min_size=1, max_size=4))
+        prices = (prices * 4)[: len(self.stages)]
+        self.policy.set_prices(prices)
+        assert self.policy.prices == tuple(max(p, s.base_price) for p, s in zip(prices, self.stages, strict=True))
+
+    @rule(steps=st.integers(1, 40))
+    def pass_time(self, steps):
+        """Time passes, and every timer is served at its instant."""
+        until = self.now + steps * MS
+        for _ in range(10_000):
+            timer = self.policy.next_timer()
+            if timer is None or timer > until:
+                break
+            self.now = max(self.now, timer)
+            self.obey(self.policy.tick(self.now))
+            self.settle(dispatch=True)
+            following = self.policy.next_timer()
+            assert following is None or following > self.now, "a timer that was served must not ask again at once"
+        else:
+            pytest.fail("timers without end")
+        self.now = until
+
+    @rule(steps=st.integers(1, 200))
+    def oversleep(self, steps):
+        """Time passes, and the driver is late."""
+        self.now += steps * MS
+        self.late_tick = True
+        self.obey(self.policy.tick(self.now))
+        self.settle(dispatch=True)
+        self.late_tick = False
+
+    # -- how the driver does its part --------------------------------------------------------------------------------
+
+    def settle(self, dispatch: bool) -> None:
+        if not dispatch:
+            return
+        self.obey(self.policy.dispatch(self.now))
+        for index, capacity in enumerate(self.policy.capacities):
+            waiting = self.policy.waiting(index)
+            assert not (capacity.free and waiting), "a free slot and a row that waits for it"
+            if index:
+                share = 0.25 if index == 1 else 0.5
+                work = share * self.policy._usual_deadline_s * capacity.rows_per_s
+                assert waiting <= max(work, capacity.slots * capacity.max_batch_size)
+
+    def come_back(self, batch: Batch, judgement: Judgement) -> None:
+        self.running.remove(batch)
+        books = self.returned[batch.stage]
+        books[0] += 1
+        books[1] += len(batch.walks)
+        books[2] += sum(walk.queued_s for walk in batch.walks)
+        books[3] += self.now - batch.started_s
+        for place, walk in enumerate(batch.walks):
+            if self.of[walk].outcome is None:
+                self.of[walk].answers.append((batch.stage, judgement, place))
+                self.of[walk].first_answer_s = min(self.of[walk].first_answer_s, self.now)
+        self.obey(self.policy.completed(self.now, batch, judgement))
+
+    def break_down(self, batch: Batch) -> None:
+        self.running.remove(batch)
+        self.failures[batch.stage] += 1
+        self.obey(self.policy.failed(self.now, batch), broken=batch)
+
+    def obey(self, commands: list[Command], broken: Batch | None = None) -> None:
+        for command in commands:
+            match command:
+                case Run(batch):
+                    self.check_run(batch, broken)
+                    self.running.append(batch)
+                case Abandon(batch):
+                    assert batch.give_up_s <= self.now
+                    self.running.remove(batch)
+                    self.given_up.append(batch)
+                    self.failures[batch.stage] += 1
+                    broken = batch
+                case Reply(tag, answer):
+                    row = self.end(tag, "answered")
+                    self.check_reply(row, answer)
+                case Expire(tag):
+                    row = self.end(tag, "expired")
+                    assert not row.answers, "a row with an answer expired"
+                case Fail(tag):
+                    row = self.end(tag, "failed")
+                    assert not row.answers, "a row with an answer failed"
+
+    def end(self, tag: object, outcome: str) -> Row:
+        (row,) = (row for row in self.rows if row.request.tag == tag)
+        assert row.outcome is None, f"{row.outcome} and then {outcome}"
+        row.outcome = outcome
+        return row
+
+    def check_run(self, batch: Batch, broken: Batch | None) -> None:
+        capacity = self.policy.capacities[batch.stage]
+        assert 1 <= len(batch.walks) <= capacity.max_batch_size
+        assert sum(one.stage == batch.stage for one in self.running) < capacity.slots
+        assert batch.started_s == self.now < batch.give_up_s
+        assert len(set(batch.walks)) == len(batch.walks)
+        for walk in batch.walks:
+            row = self.of[walk]
+            assert row.outcome is None, "work was begun for a row that has its outcome"
+            if batch.attempt == 1:
+                assert not row.called or batch.stage > row.called[-1], "stages must ascend"
+                row.called.append(batch.stage)
+                if batch.stage:
+                    assert row.cost + COST[batch.stage] <= row.request.budget
+            else:
+                assert broken is not None
+                assert walk in broken.walks
+                assert (broken.stage, broken.attempt) == (batch.stage, 1)
+                assert row.called[-1] == batch.stage
+                assert batch.stage not in row.retried
+                row.retried.append(batch.stage)
+            limit_s = row.request.answer_by_s if row.answers else row.request.deadline_s
+            assert self.now + capacity.service.predict(len(batch.walks)) <= limit_s
+
+    def check_reply(self, row: Row, answer) -> None:
+        assert (answer.stage, answer.judgement, answer.row) == row.answers[-1], "not the best answer so far"
+        assert answer.cost == row.cost
+        visited = [span.stage for span in answer.spans]
+        assert visited == [stage for stage, _, _ in row.answers] == sorted(set(visited))
+        assert visited[0] == 0
+        assert all(span.queued_s >= 0 and span.run_s >= 0 for span in answer.spans)
+        assert answer.degraded == (answer.reason in DEGRADING)
+        assert answer.deferrals - answer.escalations == answer.degraded
+        assert answer.escalations == len(visited) - 1
+        assert (answer.reason is ExitReason.LAST_STAGE) == (answer.stage == len(self.stages) - 1)
+        if row.first_answer_s < self.now and not self.late_tick:
+            assert self.now <= row.request.answer_by_s, "an answer that existed left late"
+
+    # -- what always holds -------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_books_agree(self):
+        counts = self.policy.counts
+        ended = [row.outcome for row in self.rows]
+        assert counts.arrived == len(self.rows) + self.shed
+        assert counts.live == ended.count(None) >= 0
+        assert counts.shed == self.shed
+        for name in ("answered", "expired", "failed", "cancelled"):
+            assert getattr(counts, name) == ended.count(name), name
+        answers = [row.walk.answer for row in self.rows if row.outcome == "answered"]
+        assert counts.cost == sum(answer.cost for answer in answers)
+        assert counts.degraded == sum(answer.degraded for answer in answers)
+        for index, books in enumerate(counts.stages):
+            here = [answer for answer in answers if answer.stage == index]
+            assert books.answers == {reason: sum(a.reason is reason for a in here) for reason in ExitReason}
+            left_for_more = sum(any(span.stage == index for span in a.spans[:-1]) for a in answers)
+            assert books.escalations == left_for_more
+            assert books.deferrals == left_for_more + sum(a.degraded for a in here)
+            assert [books.batches, books.rows] == self.returned[index][:2]
+            assert [books.queued_s, books.run_s] == self.returned[index][2:]
+            assert books.failures == self.failures[index]
+
+    @invariant()
+    def every_row_is_in_one_place(self):
+        waiting = [0 for _ in self.stages]
+        for row in self.rows:
+            walk = row.walk
+            assert (row.outcome is not None) == walk.done
+            assert row.outcome is None or (row.outcome == walk.state and walk.state in OUTCOMES)
+            with_stage = sum(walk in batch.walks for batch in self.running)
+            if walk.state in (State.WAITING, State.DEFERRED):
+                waiting[walk.stage] += 1
+                assert with_stage == 0
+            elif walk.state in (State.RUNNING, State.ESCALATED):
+                assert with_stage == 1
+            assert walk.done or walk.has_answer == (walk.state in (State.DEFERRED, State.ESCALATED))
+        assert waiting == [self.policy.waiting(index) for index in range(len(self.stages))]
+
+    @invariant()
+    def slots_are_taken_by_the_batches_that_run(self):
+        for index, capacity in enumerate(self.policy.capacities):
+            assert capacity.busy == sum(batch.stage == index for batch in self.running)
+
+    @invariant()
+    def no_timer_is_lost(self):
+        due = [row.request.answer_by_s if row.answers else row.request.deadline_s for row in self.rows if row.outcome is None]
+        due += [batch.give_up_s for batch in self.running]
+        timer = self.policy.next_timer()
+        assert (timer is None) == (not due)
+        assert timer is None or timer <= min(due)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def teardown(self):
+        if not hasattr(self, "policy"):
+            return
+        for _ in range(10_000):
+            if not self.policy.counts.live and not self.running:
+                break
+            if self.running and self.finish_by != "hanging":
+                batch = self.running[0]
+                if self.finish_by == "failing":
+                    self.break_down(batch)
+                else:
+                    gains = [[0.5] * (len(self.stages) - 1 - batch.stage)] * len(batch.walks)
+                    self.come_back(batch, judged(*gains))
+            else:
+                timer = self.policy.next_timer()
+                assert timer is not None, "rows are left and nothing will ever happen to them"
+                self.now = max(self.now, timer)
+                self.obey(self.policy.tick(self.now))
+            self.settle(dispatch=True)
+            self.the_books_agree()
+        assert self.policy.counts.live == 0
+        assert self.policy.next_timer() is None
+        assert not self.running
+        assert all(capacity.busy == 0 for capacity in self.policy.capacities)
+        assert all(self.policy.waiting(index) == 0 for index in range(len(self.stages)))
+
+
+class TestDriver(Driver.TestCase):
+    """Runs the machine."""
+
+    settings = settings(max_examples=120, stateful_step_count=30)
