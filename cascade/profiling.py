@@ -21,6 +21,7 @@ from cascade.calibration.outcomes import OutcomeTable
 from cascade.errors import ConfigError
 from cascade.models.stage import Arrays, TorchStage, load_weights
 from cascade.spec import Ladder, StageSpec
+from cascade.wire.tensors import Datatype
 
 RUNS = 30
 """Batches timed at each size; their median is what the service-time model is fitted on."""
@@ -56,7 +57,7 @@ def read_rows(ladder: Ladder, path: Path) -> tuple[dict[str, NDArray[Any]], NDAr
 
     Args:
         ladder: says which inputs there are.
-        path: ``.npz`` with one array [N, *row] for each input, and ``labels`` [N].
+        path: ``.npz`` with one array [N, *row] for each input (BYTES as fixed-width strings), and ``labels`` [N].
 
     Returns:
         The inputs by name, and the labels, int64.
@@ -73,6 +74,10 @@ def read_rows(ladder: Ladder, path: Path) -> tuple[dict[str, NDArray[Any]], NDAr
         array = arrays.get(field.name)
         if array is None:
             raise ConfigError(f"{path}: no array {field.name!r}, it has {', '.join(arrays) or 'none'}")
+        if field.datatype is Datatype.BYTES and array.dtype.kind in "SU":
+            # A file may not hold objects, so BYTES lie in it as fixed-width strings.
+            as_bytes = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
+            array = arrays[field.name] = as_bytes.astype(object)
         if array.shape[1:] != field.shape or array.dtype != field.tensor.dtype:
             raise ConfigError(
                 f"{path}: {field.name!r} must be {field.tensor.dtype} [rows, {', '.join(map(str, field.shape))}], "

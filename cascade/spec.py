@@ -265,8 +265,12 @@ class Ladder:
         return path
 
     def example_row(self) -> dict[str, NDArray[Any]]:
-        """One row of zeros of every input, batch dimension 1."""
-        return {field.name: np.zeros((1, *field.shape), dtype=field.tensor.dtype) for field in self.spec.inputs}
+        """One row of zeros, or of empty BYTES, of every input, batch dimension 1."""
+        zeros = {"BYTES": b""}
+        return {
+            field.name: np.full((1, *field.shape), zeros.get(field.datatype, 0), dtype=field.tensor.dtype)
+            for field in self.spec.inputs
+        }
 
     def stage_digest(self, stage: StageSpec) -> str:
         """SHA-256 over everything that determines the stage's outputs: inputs, factory, arguments, weights, precision."""

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from cascade.calibration.outcome_arrays import FORMS, Array, StageOutputs, check, frozen, listed, text
 from cascade.errors import TableError
 
-
 _BROKEN = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise on a damaged archive; RuntimeError covers encrypted and unsupported members."""
 

@@ -1,6 +1,7 @@
-"""The command line: check, profile and calibrate a ladder, serve it, show it. Exit codes: 0 done, 1 a verdict failed, 2 usage.
+"""The command line: check, profile and calibrate a ladder, serve it, show it.
 
-Commands parse arguments, call one function of the floors below and show what it returns; nothing is computed here.
+Commands parse arguments, call the floors below and show what they return; nothing is computed here. Exit codes: 0 done,
+1 a verdict failed, 2 the operator's files or arguments are wrong.
 """
 
 import typer

@@ -16,7 +16,7 @@ import typer
 
 from cascade.cli.console import console, errors, usage_errors
 from cascade.cli.showing import show
-from cascade.serving.environment import apply_fast_path
+from cascade.serving.environment import apply_local
 from cascade.spec import Ladder
 
 SpecPath = Annotated[Path, typer.Argument(help="The ladder's cascade.yaml.", show_default=False)]
@@ -55,7 +55,7 @@ def demo(
 @contextmanager
 def started(spec: Path, host: str, port: int, verbose: bool) -> Iterator[tuple[Ladder, str]]:
     """A running server, and what a person wants to see while it starts and stops."""
-    apply_fast_path(os.environ)
+    apply_local(os.environ)
     ladder = Ladder.read(spec)
     began = time.perf_counter()
     with ExitStack() as stack:

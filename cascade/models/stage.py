@@ -53,7 +53,8 @@ class TorchStage:
     """A network on a device, ready to run batches. One thread at a time may use it.
 
     Args:
-        network: takes the input tensors in order, batch first, in their own number types; returns logits [n, classes].
+        network: takes the inputs in order, batch first, in their own number types (BYTES as numpy arrays of objects);
+            returns logits [n, classes].
         inputs: names of the input arrays, in the order of the network's arguments.
         precision: number format to run in; anything but float32 runs under autocast.
         threads: torch threads for this process.
@@ -92,9 +93,7 @@ class TorchStage:
             inputs: one array [n, *row] for each input.
         """
         started = time.perf_counter()
-        # A view on received bytes is read-only, which torch warns of; a batch that was stacked here is not.
-        arrays = (inputs[name] for name in self._inputs)
-        tensors = [torch.from_numpy(a if a.flags.writeable else a.copy()).to(self.device) for a in arrays]
+        tensors = [self._on_device(inputs[name]) for name in self._inputs]
         with torch.inference_mode():
             if self._autocast is None:
                 logits = self._network(*tensors)
@@ -103,3 +102,10 @@ class TorchStage:
                     logits = self._network(*tensors)
             logits = logits.float().cpu().numpy()
         return StageResult(logits, time.perf_counter() - started)
+
+    def _on_device(self, array: NDArray[Any]) -> torch.Tensor | NDArray[np.object_]:
+        # Torch has no strings: a network over BYTES tensors gets the numpy array of bytes objects.
+        if array.dtype == object:
+            return array
+        # A view on received bytes is read-only, which torch warns of, and may be unaligned; a stacked batch is neither.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)

@@ -13,10 +13,16 @@ FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
 }
 
+ONE_MACHINE: dict[str, str] = {
+    # Nobody balances load over a server that a person stops with Ctrl-C: no need to drain for Serve's 30 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.2",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
-def apply_fast_path(environ: MutableMapping[str, str]) -> None:
-    """Set the variables that the operator has not set."""
-    for name, value in FAST_PATH.items():
+
+def apply_local(environ: MutableMapping[str, str]) -> None:
+    """Set what a server on this machine wants, where the operator has not set it: the fast path, and a quick stop."""
+    for name, value in (FAST_PATH | ONE_MACHINE).items():
         environ.setdefault(name, value)
 
 

@@ -1,6 +1,6 @@
 """A Ray and a Serve on this machine, for `cascade serve`, the demo and the tests. Knows one ladder at a time.
 
-`apply_fast_path` must have run before this module is imported: Ray reads its environment at import.
+`apply_local` must have run before this module is imported: Ray reads its environment at import.
 """
 
 import os

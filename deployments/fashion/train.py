@@ -3,8 +3,11 @@
     python deployments/fashion/train.py [--rung NAME ...] [--data DIR] [--out DIR] [--threads N] [--resume]
 
 Rows never mix: the first 55,000 rows of the training file train (of these the last 2,000 only watch the training: no
-gradient sees them), its last 5,000 rows calibrate, the 10,000 rows of the test file test. The recipes below were fixed
-beforehand; the last epoch's averaged weights are kept, never the best epoch's.
+gradient sees them), its last 5,000 rows calibrate, the 10,000 rows of the test file test. The last epoch's averaged
+weights are kept, never the best epoch's. The recipes below were fixed beforehand, with two exceptions: tiny lost one
+channel to keep its cost within 20 times that of linear, and medium was given a third group of blocks and another
+schedule because its first version hardly beat small (92.8 against 92.5 % of the watched rows; its test accuracy, 92.6 %,
+had been seen by then too).
 
 Recipe: SGD with Nesterov momentum, linear warm-up and cosine decay to zero, random mirroring, shifting and erasing, an
 exponential moving average of the weights. Only the top rung smooths its labels: smoothing blurs the difference between

@@ -63,9 +63,7 @@ def test_a_service_profile_read_equals_the_one_written(service: ServiceProfile, 
     assert ServiceProfile.read(tmp_path / "service.json") == service
 
 
-def test_the_file_is_readable_json_in_a_fixed_order_with_short_numbers(
-    calibration: Calibration, tmp_path: Path
-) -> None:
+def test_the_file_is_readable_json_in_a_fixed_order_with_short_numbers(calibration: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     calibration.write(path)
     text = path.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 from table_cases import every_form, networks, scored
@@ -125,6 +125,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         calibrated(table, prices=(0.0,))
 
 
+@settings(deadline=None)
 @given(
     a=st.floats(0, 0.1),
     b=st.floats(1e-6, 0.01),
@@ -136,6 +137,7 @@ def test_an_exact_line_of_batch_times_is_recovered(a: float, b: float, sizes: li
         assert found[0] + found[1] * n == pytest.approx(a + b * n, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.tuples(st.integers(1, 256), st.floats(1e-4, 1.0)), min_size=1, max_size=10),
 )

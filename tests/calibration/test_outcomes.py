@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -120,9 +120,7 @@ FAULTS: list[tuple[Callable[[Arrays], Any], str]] = [
 
 
 @pytest.mark.parametrize(("break_it", "message"), FAULTS, ids=[message[:60] for _, message in FAULTS])
-def test_a_bad_table_names_the_array_and_the_row(
-    break_it: Callable[[Arrays], Any], message: str, tmp_path: Path
-) -> None:
+def test_a_bad_table_names_the_array_and_the_row(break_it: Callable[[Arrays], Any], message: str, tmp_path: Path) -> None:
     arrays = every_form()
     break_it(arrays)
     path = tmp_path / "outcomes.npz"
@@ -188,6 +186,7 @@ def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
         OutcomeTable.read(tmp_path / "table.csv")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 255))
 def test_a_damaged_file_is_refused_or_read_but_never_crashes(
     tmp_path_factory: pytest.TempPathFactory, where: int, value: int
@@ -201,6 +200,7 @@ def test_a_damaged_file_is_refused_or_read_but_never_crashes(
         OutcomeTable.read(path)
 
 
+@settings(deadline=None)
 @given(
     data=st.data(),
     rows=st.integers(1, 12),
@@ -221,9 +221,7 @@ def test_a_table_survives_writing_and_reading(
             "labels": random.integers(0, classes, rows),
             "probs/a": random.dirichlet(np.ones(classes), size=rows).astype(dtype),
             "correct/b": data.draw(hnp.arrays(np.bool_, rows)),
-            "score/b": data.draw(
-                hnp.arrays(np.float64, rows, elements=st.floats(allow_nan=False, allow_infinity=False))
-            ),
+            "score/b": data.draw(hnp.arrays(np.float64, rows, elements=st.floats(allow_nan=False, allow_infinity=False))),
             "group": np.array(data.draw(st.lists(texts, min_size=rows, max_size=rows)), dtype=np.str_),
         }
     )
@@ -294,6 +292,7 @@ def test_the_arrays_of_a_table_cannot_be_written() -> None:
         table.select("test").score("medium")[0] = 1
 
 
+@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 5), min_size=1, max_size=200),
     weights=st.lists(st.integers(1, 10), min_size=1, max_size=4),

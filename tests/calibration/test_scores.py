@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize_scalar
@@ -77,6 +77,7 @@ def test_probabilities_of_zero_stay_finite() -> None:
     assert fit.temperature > 1
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), rows=st.integers(2, 60), classes=st.integers(2, 8), scale=st.floats(0.05, 30))
 def test_newton_finds_the_minimum(seed: int, rows: int, classes: int, scale: float) -> None:
     random = np.random.default_rng(seed)
@@ -110,6 +111,7 @@ def test_uniform_logits_keep_temperature_one() -> None:
     assert (fit.temperature, fit.iterations) == (1.0, 0)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), temperature=st.floats(0.1, 10))
 def test_measures_agree_with_their_definitions(seed: int, temperature: float) -> None:
     random = np.random.default_rng(seed)
@@ -147,6 +149,7 @@ def test_equal_confidences_share_a_bin() -> None:
     assert bins.ece == pytest.approx(0.0)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(1, 400),
@@ -193,10 +196,9 @@ def test_a_step_in_the_truth_stays_a_step() -> None:
     np.testing.assert_allclose(curve(np.array([0.2, 0.4, 0.55, 0.65, 0.8])), [0.4, 0.4, 0.4, 0.95, 0.95], atol=0.03)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), points=st.integers(2, 600), shape=st.sampled_from(["even", "steps", "wild"]))
-def test_compressing_a_monotone_curve_moves_it_by_a_32nd_of_its_range_at_most(
-    seed: int, points: int, shape: str
-) -> None:
+def test_compressing_a_monotone_curve_moves_it_by_a_32nd_of_its_range_at_most(seed: int, points: int, shape: str) -> None:
     random = np.random.default_rng(seed)
     x = np.unique(rounded(random.random(points)))
     rises = {"even": np.ones(len(x)), "steps": random.random(len(x)) < 0.1, "wild": random.pareto(0.5, len(x))}[shape]

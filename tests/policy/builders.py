@@ -53,7 +53,9 @@ def judged(*gains: Sequence[float], p_correct: float = 0.5) -> Judgement:
     """The judgement of a batch, given the gains of each of its rows."""
     rows = len(gains)
     probabilities = np.full((rows, 2), 0.5)
-    return Judgement(probabilities, np.full(rows, 0.5), np.full(rows, p_correct), np.array(gains, dtype=float).reshape(rows, -1))
+    return Judgement(
+        probabilities, np.full(rows, 0.5), np.full(rows, p_correct), np.array(gains, dtype=float).reshape(rows, -1)
+    )
 
 
 def admit(policy: Policy, now: float, *requests: Request) -> tuple[Walk, ...]:
@@ -74,9 +76,11 @@ def replies(commands: Sequence[Command]) -> list[Reply]:
 
 
 def defer(policy: Policy, now: float, gains: Sequence[Sequence[float]], requests: Sequence[Request]) -> tuple[Walk, ...]:
-    """Bring rows in and through stage 0, where they are judged with ``gains``; those with most to gain now wait behind it."""
+    """Bring rows in and through stage 0, where they are judged with ``gains``; most of them now wait behind it."""
     walks = admit(policy, now, *requests)
     for batch in batches(policy.dispatch(now)):
+        if batch.stage:
+            continue
         order = [walks.index(walk) for walk in batch.walks]
         policy.completed(now, batch, judged(*(gains[i] for i in order)))
     return walks

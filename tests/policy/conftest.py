@@ -1,4 +1,4 @@
-"""What every test of the policy floor shares: no sockets, and one fixed hypothesis profile. Knows nothing of Ray or torch."""
+"""What every test of the policy floor shares: no sockets, one fixed hypothesis profile. Knows no Ray and no torch."""
 
 import pytest
 from hypothesis import settings

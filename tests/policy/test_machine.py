@@ -1,4 +1,4 @@
-"""The policy under a driver with any schedule: whatever comes, in whatever order, the promises of design and docstrings hold.
+"""The policy under a driver with any schedule: whatever comes, in whatever order, what the policy promises holds.
 
 The machine keeps its own books from the commands alone and compares them with the policy's after every step.
 """
@@ -79,9 +79,7 @@ class Driver(RuleBasedStateMachine):
         deadline_s = self.now + time * MS
         answer_by_s = max(self.now, deadline_s - MS)
         first = len(self.rows) + self.shed
-        requests = [
-            Request(first + i, self.now, answer_by_s, deadline_s, priority, budget) for i, budget in enumerate(rows)
-        ]
+        requests = [Request(first + i, self.now, answer_by_s, deadline_s, priority, budget) for i, budget in enumerate(rows)]
         walks = self.policy.arrived(self.now, requests)
         if isinstance(walks, Shed):
             assert walks.retry_after_s >= 1
@@ -311,7 +309,9 @@ class Driver(RuleBasedStateMachine):
 
     @invariant()
     def no_timer_is_lost(self):
-        due = [row.request.answer_by_s if row.answers else row.request.deadline_s for row in self.rows if row.outcome is None]
+        due = [
+            row.request.answer_by_s if row.answers else row.request.deadline_s for row in self.rows if row.outcome is None
+        ]
         due += [batch.give_up_s for batch in self.running]
         timer = self.policy.next_timer()
         assert (timer is None) == (not due)

@@ -244,11 +244,11 @@ def test_a_row_answered_by_its_timer_is_ignored_when_its_batch_comes_back():
 
 
 def test_a_row_without_an_answer_expires_at_its_deadline_and_not_before():
-    policy = three()
+    policy = ladder(stage(timeout_floor_s=2.0))
     batch = at_stage0(policy, request("a"))
     assert policy.tick(0.9375) == []
     assert policy.tick(1.0) == [Expire("a")]
-    assert policy.completed(1.5, batch, judged([0.9, 0.9])) == []
+    assert policy.completed(1.5, batch, judged([])) == []
     assert policy.capacities[0].busy == 0
 
 
@@ -301,6 +301,13 @@ def test_only_the_rows_that_can_still_be_in_time_are_tried_again():
     assert isinstance(run, Run)
     assert [walk.request.tag for walk in run.batch.walks] == ["early"]
     assert fail == Fail("late")
+
+
+def test_a_batch_that_could_not_be_back_in_time_is_not_tried_again():
+    policy = three()
+    batch = at_stage0(policy, request("late", deadline_s=16 * MS))
+    assert policy.failed(7 * MS, batch) == [Fail("late")]
+    assert policy.capacities[0].free == 1
 
 
 def test_a_batch_nobody_waits_for_is_not_tried_again():

@@ -11,9 +11,7 @@ UNIT = st.integers(-8, 16).map(lambda i: i / 16)
 
 def by_definition(gains: list[float], stage: int, open_stages: list[int], prices: list[float]) -> float:
     following = open_stages[0]
-    return max(
-        gains[j - stage - 1] - sum(prices[i] for i in open_stages if following < i <= j) for j in open_stages
-    )
+    return max(gains[j - stage - 1] - sum(prices[i] for i in open_stages if following < i <= j) for j in open_stages)
 
 
 @given(st.data())

@@ -1,0 +1,47 @@
+# Every command of the README. Each installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo serve test check unit ray bench clean
+
+help:           ## list the commands
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+demo: $(VENV)/runtime  ## serve the shipped ladder, send its test images through HTTP, print the table, stop
+	$(BIN)/cascade demo deployments/fashion/cascade.yaml
+
+serve: $(VENV)/runtime  ## serve the shipped ladder until Ctrl-C
+	$(BIN)/cascade serve deployments/fashion/cascade.yaml
+
+test: check unit ray  ## everything that must pass
+
+check: $(VENV)/dev  ## style, types, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/dev  ## the tests that need no cluster: under a minute or two
+	$(BIN)/pytest -m "not ray" -q
+
+ray: $(VENV)/dev  ## the tests against a real local Ray: minutes
+	$(BIN)/pytest -m ray -q
+
+bench: $(VENV)/dev  ## the serving benchmark; writes its table into docs/results.md
+	$(BIN)/python benchmarks/serving.py
+
+clean:          ## remove what the commands made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "cascade needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/runtime

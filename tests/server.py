@@ -1,0 +1,92 @@
+"""A real server for tests: the very command that a user types, in a process of its own."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 180
+STOP_LIMIT_S = 90
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """``cascade serve SPEC`` on a free port.
+
+    Attributes:
+        port: where it listens.
+        url: the same as a URL.
+        process: the command.
+    """
+
+    def __init__(self, spec: Path, log: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port)]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def wait_until_ready(self) -> None:
+        """Return once the server says that it is ready."""
+        limit = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < limit:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.output()}")
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as response:
+                    if response.status == 200:
+                        return
+            time.sleep(0.2)
+        raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{self.output()}")
+
+    def output(self) -> str:
+        """What the command printed."""
+        return self._log.read_text(errors="replace")
+
+    def family(self) -> list[psutil.Process]:
+        """The command and everything that it started."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The replica processes of a deployment."""
+        title = f"ray::ServeReplica:cascade:{deployment}"
+        return [process for process in self.family() if process.cmdline() and process.cmdline()[0].startswith(title)]
+
+    def stop(self) -> int:
+        """Ctrl-C; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            for process in self.family():
+                process.kill()
+            raise
+
+
+@contextlib.contextmanager
+def served(spec: Path, log: Path) -> Iterator[ServerProcess]:
+    """A server for as long as the context lasts."""
+    server = ServerProcess(spec, log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
