@@ -1,7 +1,34 @@
-"""Shared by all tests. Ray reads its environment at import, so that is set before any test module is loaded."""
+"""What the tests above the pure floors share: throw-away ladders. Being here puts this folder on the import path."""
 
-import os
+import shutil
+from pathlib import Path
 
-from cascade.serving.environment import apply_local
+import pytest
+from ladders import write_ladder
+from typer.testing import CliRunner
 
-apply_local(os.environ)
+from cascade.cli import app
+from cascade.spec import Ladder
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory) -> Path:
+    """The spec of a ladder that was profiled and calibrated once; copy it to change it."""
+    spec = write_ladder(tmp_path_factory.mktemp("calibrated"))
+    for command in ("profile", "calibrate"):
+        result = CliRunner().invoke(app, [command, str(spec)])
+        assert result.exit_code == 0, result.output
+    return spec
+
+
+@pytest.fixture
+def calibrated_copy(calibrated, tmp_path) -> Path:
+    """The spec of a calibrated ladder that the test may change."""
+    shutil.copytree(calibrated.parent, tmp_path / "copy")
+    return tmp_path / "copy" / calibrated.name
+
+
+@pytest.fixture
+def calibrated_ladder(calibrated) -> Ladder:
+    """The calibrated ladder, read."""
+    return Ladder.read(calibrated)

@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """``cascade serve SPEC`` on a free port.
+    """``cascade serve SPEC``, on a free port unless one is given.
 
     Attributes:
         port: where it listens.
@@ -34,8 +34,8 @@ class ServerProcess:
         process: the command.
     """
 
-    def __init__(self, spec: Path, log: Path) -> None:
-        self.port = free_port()
+    def __init__(self, spec: Path, log: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port)]
@@ -48,12 +48,17 @@ class ServerProcess:
         while time.monotonic() < limit:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.output()}")
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as response:
-                    if response.status == 200:
-                        return
+            if self._answers():
+                return
             time.sleep(0.2)
         raise AssertionError(f"not ready after {START_LIMIT_S} s:\n{self.output()}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
 
     def output(self) -> str:
         """What the command printed."""

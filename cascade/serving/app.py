@@ -7,6 +7,8 @@ No ``from __future__ import annotations`` here: Serve reads the builder's annota
 pass a plain dict without a word.
 """
 
+import logging
+import os
 import time
 from pathlib import Path
 
@@ -18,10 +20,13 @@ from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.policy.gain import Curve, Judge
 from cascade.policy.policy import Policy, StageConfig
 from cascade.profiling import load_network
+from cascade.serving.environment import slow_path_warning
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import InlineStage, Router, StageClient, ThreadStage
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.spec import CascadeSpec, Ladder
+
+logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
 INLINE_LIMIT_S = 0.002
 """A router-placed stage whose full batch takes longer than this gets a thread of its own, so that the loop stays free."""
@@ -102,6 +107,9 @@ class RouterReplica:
         self._ladder = ladder
         self._artefacts = artefacts
         self._stages = stages
+        warning = slow_path_warning(os.environ)
+        if warning is not None:
+            logger.warning(warning)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""

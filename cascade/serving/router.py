@@ -226,6 +226,11 @@ class Router:
     async def _call(self, stage: StageClient, batch: Batch) -> None:
         try:
             commands = self._judged(batch, await stage.run(gather(batch)))
+        except asyncio.CancelledError:
+            # A call that was given up here has been dealt with; one that was cancelled on the stage's side has failed.
+            if self._calls[batch].cancelling():
+                raise
+            commands = self._failed(batch)
         except Exception:
             commands = self._failed(batch)
         finally:

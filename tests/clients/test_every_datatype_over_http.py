@@ -1,10 +1,12 @@
 """Every datatype, in JSON and as binary data, from tritonclient through a real server to a network and back."""
 
+import asyncio
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from checksum import DATATYPES, checksum, checksum_rows
 from tritonclient.utils import InferenceServerException
 
@@ -51,18 +53,20 @@ def test_rows_of_one_request_leave_at_different_stages(client: triton.InferenceS
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused_and_batch_mates_are_unharmed(
-    client: triton.InferenceServerClient, value: float
+async def test_values_that_are_not_finite_are_refused_and_batch_mates_are_unharmed(
+    every_datatype: ServerProcess, value: float
 ) -> None:
     bad = checksum_rows(5, seed=3)
     bad["single"][3, 0] = value
-    good = checksum_rows(5, seed=4)
-    refused = client.async_infer("checksum", tensors(bad, binary=True))
-    answered = client.async_infer("checksum", tensors(good, binary=True))
-    assert (answered.get_result().as_numpy("label") == checksum(good)).all()
-    with pytest.raises(InferenceServerException, match="'single', row 3") as error:
-        refused.get_result()
-    assert error.value.status() == "400"
+    good = [checksum_rows(5, seed=seed) for seed in range(4, 20)]
+    async with triton_aio.InferenceServerClient(f"127.0.0.1:{every_datatype.port}") as client:
+        asked = [client.infer("checksum", tensors(data, binary=True)) for data in (bad, *good)]
+        refused, *answered = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(refused, InferenceServerException)
+    assert refused.status() == "400"
+    assert "'single', row 3" in str(refused)
+    for data, result in zip(good, answered, strict=True):
+        assert (result.as_numpy("label") == checksum(data)).all()
 
 
 def test_too_many_rows_and_too_long_bodies_are_refused(client: triton.InferenceServerClient) -> None:

@@ -106,7 +106,7 @@ def test_many_rows_in_one_request_are_answered_together_in_order(
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.argmax(axis=1) == labels).all()
     for number in (0, 17, 299):
-        alone = infer(client, images[number : number + 1], client_timeout=None)
+        alone = infer(client, images[number : number + 1])
         if not (together.get_response()["parameters"]["cascade_degraded"]):
             assert alone.as_numpy("label")[0] == labels[number]
 
