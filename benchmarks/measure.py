@@ -90,7 +90,9 @@ def check(system: System, requests: Sequence[bytes], stages: Sequence[str]) -> l
 
 def accuracy(found: Sequence[Given | None], labels: NDArray[np.int64]) -> float:
     """Share of rows answered with their true label."""
-    return float(np.mean([answer is not None and answer.label == label for answer, label in zip(found, labels, strict=True)]))
+    return float(
+        np.mean([answer is not None and answer.label == label for answer, label in zip(found, labels, strict=True)])
+    )
 
 
 def measure(

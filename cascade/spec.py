@@ -79,8 +79,9 @@ class StageSpec(_Part):
     """Cost of one row in the ladder's cost unit; rises from stage to stage."""
     placement: Literal["router", "replica"] = "replica"
     """``router`` runs the stage inside the router process, which saves the hop; for the cheapest stage only."""
-    base_price: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Gain (probability of mending a wrong answer) that a visit must promise even when nothing is scarce."""
+    base_price: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Gain (probability of mending a wrong answer) that a visit must promise even when nothing is scarce; by default
+    ``price_per_cost`` times the cost."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows in a batch, at most."""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -167,6 +168,9 @@ class CascadeSpec(_Part):
     """Names of the classes, in the order of the logits."""
     cost_unit: Annotated[str, Field(min_length=1, max_length=32)] = "MAC"
     """Unit of the stages' costs."""
+    price_per_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Gain (probability of mending a wrong answer) that one unit of cost must promise when nothing is scarce: the operator's
+    preference for low cost. 0 escalates wherever accuracy may be won."""
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
     """The ladder, cheapest first."""
     deadline: DeadlineSpec = DeadlineSpec()
@@ -181,6 +185,13 @@ class CascadeSpec(_Part):
     """Labelled rows."""
     calibration: str = "calibration"
     """Folder for what profile and calibrate write, relative to the spec."""
+
+    @property
+    def base_prices(self) -> tuple[float, ...]:
+        """Base price of a visit to each stage, cheapest first."""
+        return tuple(
+            self.price_per_cost * stage.cost if stage.base_price is None else stage.base_price for stage in self.stages
+        )
 
     @model_validator(mode="after")
     def _ladder_is_a_ladder(self) -> Self:

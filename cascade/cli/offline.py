@@ -42,11 +42,11 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         for column in ("stage", f"cost ({ladder.spec.cost_unit})", "step", "placement", "base price", "digest"):
             table.add_column(column, justify="right" if "cost" in column or column == "step" else "left")
         before = None
-        for stage in ladder.spec.stages:
+        for stage, price in zip(ladder.spec.stages, ladder.spec.base_prices, strict=True):
             step = "" if before is None else f"x{stage.cost / before:.1f}"
             before = stage.cost
             where = "router" if stage.placement == "router" else f"{stage.replicas} replica(s)"
-            row = (stage.name, f"{stage.cost:,.0f}", step, where, f"{stage.base_price:g}", digests[stage.name][:12])
+            row = (stage.name, f"{stage.cost:,.0f}", step, where, f"{price:.3g}", digests[stage.name][:12])
             table.add_row(*row)
         console.print(table)
         console.print("spec is valid" + ("; calibration belongs to it" if problem is None else ""))
@@ -141,7 +141,7 @@ def calibrate(spec: SpecPath, as_json: AsJson = False) -> None:
                 digests,
                 ladder=ladder.spec.name,
                 split="calibration",
-                prices=[stage.base_price for stage in ladder.spec.stages],
+                prices=ladder.spec.base_prices,
                 progress=lambda done, total, what: bar.update(task, completed=done / total, description=what),
             )
         calibration.write(ladder.calibration_path)

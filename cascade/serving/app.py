@@ -169,7 +169,7 @@ def build_router(
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
     """What the policy of one router must know of each stage."""
     configs = []
-    for stage, measured in zip(spec.stages, profile.stages, strict=True):
+    for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
         # Each router may use its share of the replicas' places, and at least one.
         places = 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica // spec.router.replicas
         configs.append(
@@ -177,7 +177,7 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 slots=max(1, places),
                 max_batch_size=stage.max_batch_size,
                 cost=stage.cost,
-                base_price=stage.base_price,
+                base_price=base_price,
                 a_s=measured.a_s,
                 b_s=measured.b_s,
                 timeout_floor_s=stage.timeout_floor_s,

@@ -7,7 +7,7 @@ import numpy as np
 
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Batch, Command, Policy, Reply, Run, StageConfig
-from cascade.policy.request import Request
+from cascade.policy.request import ExitReason, Request
 from cascade.policy.walk import Walk
 
 MS = 1 / 1024
@@ -84,3 +84,22 @@ def defer(policy: Policy, now: float, gains: Sequence[Sequence[float]], requests
         order = [walks.index(walk) for walk in batch.walks]
         policy.completed(now, batch, judged(*(gains[i] for i in order)))
     return walks
+
+
+def only_reply(commands: Sequence[Command]) -> Reply:
+    """The one command, which is an answer."""
+    (reply,) = commands
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def reasons(commands: Sequence[Command]) -> dict[object, ExitReason]:
+    """Why each row that is answered stopped."""
+    return {reply.tag: reply.answer.reason for reply in replies(commands)}
+
+
+def at_stage0(policy: Policy, *requests: Request, now: float = 0.0) -> Batch:
+    """The one batch in which these rows run on stage 0."""
+    admit(policy, now, *requests)
+    (batch,) = batches(policy.dispatch(now))
+    return batch

@@ -104,6 +104,12 @@ def test_rows_of_no_value_still_make_as_large_a_batch_as_can_be_in_time():
     assert tags(queue.take(0.0, 8, lambda rows: 9.0 + rows)[0]) == [0, 1]
 
 
+def test_among_rows_of_no_value_the_batch_that_serves_most_of_them_a_second_wins():
+    # All eight together would be in time for the last of them only; four are in time together.
+    queue = filled(*((i, 0.0, 13.0) for i in range(7)), ("patient", 0.0))
+    assert tags(queue.take(0.0, 8, lambda rows: 9.0 + rows)[0]) == [0, 1, 2, 3]
+
+
 def test_rows_that_no_batch_could_bring_back_are_handed_out_as_late():
     queue = filled(("late", 0.9, 0.5), ("later", 0.1, 0.25))
     batch, late = queue.take(0.0, 4, one_second_a_row)

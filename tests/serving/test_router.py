@@ -17,7 +17,7 @@ from cascade.serving.fakes import FakeStage
 from cascade.serving.router import InlineStage
 
 
-pytestmark = pytest.mark.looptime
+pytestmark = pytest.mark.looptime(noop_cycles=0)
 
 
 def now() -> float:
