@@ -6,19 +6,23 @@ This is the only offline step that runs models; everything after it reads the tw
 import os
 import platform
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import nn
 
 from cascade import __version__
 from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile, StageService
 from cascade.calibration.fitting import fit_service_time
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.errors import ConfigError
+from cascade.errors import ConfigError, SpecError
 from cascade.models.stage import Arrays, TorchStage, load_weights
 from cascade.spec import Ladder, StageSpec
 from cascade.wire.tensors import Datatype
@@ -38,17 +42,25 @@ def load_network(ladder: Ladder, stage: StageSpec) -> TorchStage:
     """Build the network of a stage, load its weights and warm it up.
 
     Raises:
-        SpecError: the factory or the weights file is wrong.
-        ConfigError: the weights do not fit the network.
+        SpecError: the factory is wrong, there is no weights file, or the network does not take the declared inputs.
+        ConfigError: the weights file is broken or does not fit the network.
     """
     network = stage.model.build()
+    if not isinstance(network, nn.Module):
+        raise SpecError(f"stages.{stage.name}.model.factory must return a torch.nn.Module, got {type(network).__name__}")
     weights = ladder.weights(stage)
     if weights is not None:
-        load_weights(network, weights)
+        try:
+            load_weights(network, weights)
+        except SafetensorError as error:
+            raise ConfigError(f"weights {weights}: not a safetensors file: {error}") from error
     names = [field.name for field in ladder.spec.inputs]
     loaded = TorchStage(network, names, precision=stage.precision, threads=stage.threads)
     half = max(1, stage.max_batch_size // 2)
-    loaded.warm_up(ladder.example_row(), sorted({1, 2, half, stage.max_batch_size}))
+    try:
+        loaded.warm_up(ladder.example_row(), sorted({1, 2, half, stage.max_batch_size}))
+    except Exception as error:  # the user's own code may raise anything
+        raise SpecError(f"stages.{stage.name}.model: its forward fails on rows of zeros: {error}") from error
     return loaded
 
 
@@ -66,9 +78,12 @@ def read_rows(ladder: Ladder, path: Path) -> tuple[dict[str, NDArray[Any]], NDAr
         ConfigError: the file or an array in it is not as the spec says.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ConfigError(f"{path}: expected an .npz archive of named arrays, got a single array")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read as .npz: {error}") from error
     for field in ladder.spec.inputs:
         array = arrays.get(field.name)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
 from cascade.wire.tensors import Datatype, TensorSpec
@@ -47,7 +47,7 @@ class ModelRef(_Part):
 
     factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     """``package.module:callable`` that returns a torch.nn.Module whose forward takes the inputs and returns logits."""
-    args: dict[str, Any] = {}
+    args: dict[str, JsonValue] = {}
     """Keyword arguments of the factory."""
     weights: str | None = None
     """Safetensors file with its state dict, relative to the spec; none for a model without weights."""
@@ -64,8 +64,10 @@ class ModelRef(_Part):
             for part in attribute.split("."):
                 target = getattr(target, part)
             return target(**self.args)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise SpecError(f"model.factory {self.factory!r} with args {self.args}: {error}") from error
+        except Exception as error:  # the user's own code may raise anything
+            raise SpecError(
+                f"model.factory {self.factory!r} with args {self.args}: {error or type(error).__name__}"
+            ) from error
 
 
 class StageSpec(_Part):
@@ -210,6 +212,8 @@ class CascadeSpec(_Part):
         tensors = [tensor.name for tensor in self.inputs]
         if len(set(tensors)) < len(tensors):
             raise ValueError("inputs: two tensors have the same name")
+        if "labels" in tensors:
+            raise ValueError("inputs: a tensor cannot be called 'labels', which data files keep for the labels")
         return self
 
 
@@ -237,7 +241,7 @@ class Ladder:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SpecError(f"{path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # YAML's own dates raise a plain ValueError, as does bad UTF-8
             raise SpecError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(document, dict):
             raise SpecError(f"{path}: expected a mapping at the top, got {type(document).__name__}")

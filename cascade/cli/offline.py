@@ -1,10 +1,13 @@
 """Commands that need no server: check, profile, calibrate, schema."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cascade.calibration.artefact import Calibration, ServiceProfile
@@ -12,6 +15,7 @@ from cascade.calibration.fitting import fit
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli.console import console, print_json, progress_bar, usage_errors
 from cascade.errors import ConfigError
+from cascade.profiling import load_network
 from cascade.profiling import profile as run_profile
 from cascade.spec import Ladder, json_schema
 
@@ -33,7 +37,7 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         ladder = Ladder.read(spec)
         digests = ladder.stage_digests()
         for stage in ladder.spec.stages:
-            stage.model.build()
+            load_network(ladder, stage)
         problem = _calibration_problem(ladder, digests)
     if as_json:
         print_json({"name": ladder.spec.name, "stages": digests, "calibrated": problem is None, "problem": problem})
@@ -51,7 +55,7 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         console.print(table)
         console.print("spec is valid" + ("; calibration belongs to it" if problem is None else ""))
         if problem is not None:
-            console.print(f"[yellow]not ready to serve:[/yellow] {problem}")
+            console.print(f"[yellow]not ready to serve:[/yellow] {escape(problem)}")
     if problem is not None:
         raise typer.Exit(1)
 
@@ -63,6 +67,16 @@ def _calibration_problem(ladder: Ladder, digests: dict[str, str]) -> str | None:
     except ConfigError as error:
         return error.detail
     return None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside, and say it plainly if that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def profile(
@@ -89,11 +103,11 @@ def profile(
 
             table, service = run_profile(ladder, ladder.path(sources[split]), split, progress)
         table_path = out or ladder.table_path
-        table_path.parent.mkdir(parents=True, exist_ok=True)
-        table.write(table_path)
+        with _writing(table_path):
+            table.write(table_path)
         if split == "calibration":
-            ladder.service_path.parent.mkdir(parents=True, exist_ok=True)
-            service.write(ladder.service_path)
+            with _writing(ladder.service_path):
+                service.write(ladder.service_path)
     if as_json:
         print_json(
             {
@@ -144,7 +158,8 @@ def calibrate(spec: SpecPath, as_json: AsJson = False) -> None:
                 prices=ladder.spec.base_prices,
                 progress=lambda done, total, what: bar.update(task, completed=done / total, description=what),
             )
-        calibration.write(ladder.calibration_path)
+        with _writing(ladder.calibration_path):
+            calibration.write(ladder.calibration_path)
     if as_json:
         print_json(calibration.model_dump(mode="json"))
         return

@@ -36,6 +36,8 @@ class Admission:
             remaining_s: time to its deadline, infinite if it has none.
             priority: its class, 1 is the most important.
         """
+        if remaining_s <= 0:
+            return isfinite(wait_s)  # too late is not overload: the next dispatch says so
         factor = max(1.0 - PRIORITY_STEP * (priority - 1), PRIORITY_STEP / 2)
         return isfinite(wait_s) and wait_s <= self.wait_share * factor * remaining_s
 
@@ -44,16 +46,15 @@ class Admission:
         return max(1, ceil(min(wait_s, LONGEST_DRAIN_S) * self.random.uniform(1.0, 2.0)))
 
 
-def predicted_wait_s(stage: StageCapacity, waiting: int, arriving: int, first_free_s: float) -> float:
-    """Seconds until the last of ``arriving`` rows would begin on ``stage``.
+def predicted_wait_s(stage: StageCapacity, waiting: int, first_free_s: float) -> float:
+    """Seconds until the first row of a new message would begin on ``stage``.
 
-    The rows form full batches behind those that wait; the first of them begins when a slot becomes free.
+    Only what is ahead of a message counts: a message that is too large for its own deadline is no sign of overload.
 
     Args:
         stage: the stage, open.
         waiting: rows in its queue.
-        arriving: rows of the new message.
         first_free_s: seconds until a slot is free, 0 if one is.
     """
-    batches_ahead = (waiting + arriving - 1) // stage.max_batch_size
+    batches_ahead = waiting // stage.max_batch_size
     return first_free_s + batches_ahead * stage.service.predict(stage.max_batch_size) / stage.slots

@@ -9,7 +9,7 @@ CORRECTION_RANGE = (0.2, 8.0)
 FADE_RATE = 0.01
 """How much of the correction each row takes away that an idle stage refused because of it."""
 RATIO_LIMIT = 20.0
-"""A batch that took longer than this many times its prediction says that something broke, not how long a batch takes."""
+"""A batch that took longer than this many times its profile counts as this much: something broke, and will be mended."""
 
 
 @dataclass(slots=True)

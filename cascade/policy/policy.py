@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 from random import Random
-from typing import Any
 
 from cascade.policy.admission import Admission, predicted_wait_s
 from cascade.policy.capacity import ServiceTime, StageCapacity
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.price import continuation_value
 from cascade.policy.queue import StageQueue
-from cascade.policy.request import Answer, ExitReason, Request
+from cascade.policy.request import ExitReason, Request
 from cascade.policy.stats import Counts, StageCounts
 from cascade.policy.walk import State, Walk
 
-QUEUE_SHARES = (0.25, 0.5)
-"""Work that may wait before the first dear stage, and before every later one, as a share of the ladder's usual deadline.
-The first is the smaller: what waits there must leave time for the stages behind it."""
+QUEUE_SHARE = 0.25
+"""Work that may wait before a stage, as a share of the usual deadline: it must leave time for the stages behind."""
+LAST_QUEUE_SHARE = 0.5
+"""The same before the last stage, which has none behind it."""
 TIMEOUT_FACTOR = 5.0
 """A batch that takes this many times its predicted duration is given up, and tried once more elsewhere."""
 TIMER_SLACK = 1024
@@ -54,77 +55,6 @@ class StageConfig:
     a_s: float
     b_s: float
     timeout_floor_s: float = 1.0
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """Rows that are with a stage together.
-
-    Attributes:
-        stage: index of the stage.
-        walks: the rows, in the order of the batch.
-        attempt: 1, or 2 when it is the one retry.
-        started_s: when it was sent.
-        give_up_s: when it counts as failed.
-    """
-
-    stage: int
-    walks: Sequence[Walk]
-    attempt: int
-    started_s: float
-    give_up_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Command: send this batch to its stage, then report `completed` or `failed`."""
-
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Command: this batch was given up; whatever it still returns will be ignored."""
-
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Command: give this answer to the row's client."""
-
-    tag: Any
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Expire:
-    """Command: tell the row's client that its deadline passed before there was an answer."""
-
-    tag: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Command: tell the row's client that the first stage failed."""
-
-    tag: Any
-
-
-Command = Run | Abandon | Reply | Expire | Fail
-
-
-@dataclass(frozen=True, slots=True)
-class Shed:
-    """The whole message was turned away at the door.
-
-    Attributes:
-        retry_after_s: whole seconds to stay away, jittered.
-        wait_s: the predicted wait that was too long.
-    """
-
-    retry_after_s: int
-    wait_s: float
 
 
 class Policy:
@@ -190,7 +120,7 @@ class Policy:
         """
         self.counts.arrived += len(requests)
         first = requests[0]
-        wait_s = self._stage0_wait_s(now, len(requests))
+        wait_s = self._stage0_wait_s(now)
         walks = tuple(Walk(request) for request in requests)
         if not self._admission.admits(wait_s, first.deadline_s - now, first.priority):
             for walk in walks:
@@ -211,9 +141,14 @@ class Policy:
             now: present instant.
             batch: the batch of the `Run` command.
             judgement: what its evidence says; row i belongs to ``batch.walks[i]``.
+
+        Raises:
+            ValueError: the judgement has another number of rows; the batch is still running then.
         """
         if batch not in self._running:
             return []  # it was given up before it came back
+        if len(judgement) != len(batch.walks):
+            raise ValueError(f"a batch of {len(batch.walks)} rows came back with {len(judgement)} judged")
         self._release(batch)
         capacity = self.capacities[batch.stage]
         capacity.service.observe(len(batch.walks), now - batch.started_s)
@@ -233,7 +168,8 @@ class Policy:
         live = [walk for walk in batch.walks if not walk.done]
         commands: list[Command] = []
         capacity = self.capacities[batch.stage]
-        if batch.attempt == 1 and capacity.free and live:
+        # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
+        if batch.attempt == 1 and capacity.slots and live:
             finish = now + capacity.service.predict(len(live))
             again = [walk for walk in live if walk.usable_until_s >= finish]
             live = [walk for walk in live if walk.usable_until_s < finish]
@@ -270,6 +206,7 @@ class Policy:
         hanging = [batch for batch in self._running if batch.give_up_s <= now]
         for batch in sorted(hanging, key=lambda batch: batch.give_up_s):
             commands.append(Abandon(batch))
+            self.capacities[batch.stage].service.observe(len(batch.walks), now - batch.started_s)
             commands.extend(self.failed(now, batch))
         return commands
 
@@ -287,11 +224,16 @@ class Policy:
         for walk in waiting:
             if not behind:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
-            elif walk.cost + self._stages[behind[0]].cost > walk.request.budget:
+                continue
+            answered_by, gains = walk.best
+            value = float(continuation_value(gains, answered_by, behind, self._prices)[0])
+            if value <= self._prices[behind[0]]:
+                commands.append(self._reply(walk, ExitReason.FAILURE, deferred=False))
+            elif not self._affordable(walk, behind[0]):
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
             else:
                 walk.bypass(behind[0])
-                self._queues[behind[0]].push(walk, walk.place[0])
+                self._queues[behind[0]].push(walk, value)
         return commands
 
     def set_prices(self, prices: Sequence[float]) -> None:
@@ -318,7 +260,7 @@ class Policy:
                             capacity.service.refused(walk.usable_until_s - now)
                     break
                 for walk in batch:
-                    walk.called(now)
+                    walk.called(now, self._stages[stage].cost)
                 commands.append(self._start(now, stage, batch, attempt=1))
             if stage and len(queue):
                 evicted = queue.evict(self._queue_limit(stage))
@@ -327,10 +269,9 @@ class Policy:
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
         stage = batch.stage
-        cost = self._stages[stage].cost
         live = [(row, walk) for row, walk in enumerate(batch.walks) if not walk.done]
         for row, walk in live:
-            walk.result(now, judgement, row, cost)
+            walk.result(now, judgement, row)
         if stage == len(self._stages) - 1:
             return [self._reply(walk, ExitReason.LAST_STAGE, deferred=False) for _, walk in live]
 
@@ -352,7 +293,7 @@ class Policy:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=True))
             elif loaded[row] <= price:
                 commands.append(self._reply(walk, ExitReason.PRICE, deferred=True))
-            elif walk.cost + self._stages[target].cost > walk.request.budget:
+            elif not self._affordable(walk, target):
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=True))
             elif soonest > walk.usable_until_s:
                 if not self.capacities[target].busy:
@@ -363,17 +304,21 @@ class Policy:
                 self._queues[target].push(walk, loaded[row])
         return commands
 
+    def _affordable(self, walk: Walk, stage: int) -> bool:
+        # Costs are sums of floats: a budget of exactly the sum must be enough.
+        return walk.cost + self._stages[stage].cost <= walk.request.budget * (1.0 + 1e-9)
+
     def _open_behind(self, stage: int) -> list[int]:
         return [j for j in range(stage + 1, len(self._stages)) if self.capacities[j].slots]
 
     def _queue_limit(self, stage: int) -> int:
         """Rows that may wait: the work of a share of the usual deadline, and at least one batch for each slot."""
         capacity = self.capacities[stage]
-        share = QUEUE_SHARES[min(stage, len(QUEUE_SHARES)) - 1]
+        share = LAST_QUEUE_SHARE if stage == len(self._stages) - 1 else QUEUE_SHARE
         by_work = int(share * self._usual_deadline_s * capacity.rows_per_s)
         return max(by_work, capacity.slots * capacity.max_batch_size)
 
-    def _stage0_wait_s(self, now: float, arriving: int) -> float:
+    def _stage0_wait_s(self, now: float) -> float:
         capacity = self.capacities[0]
         if not capacity.slots:
             return inf
@@ -382,8 +327,9 @@ class Policy:
             back = (
                 batch.started_s + capacity.service.predict(len(batch.walks)) for batch in self._running if batch.stage == 0
             )
-            first_free_s = max(0.0, min(back, default=now) - now)
-        return predicted_wait_s(capacity, len(self._queues[0]), arriving, first_free_s)
+            # A batch that is overdue is expected to need as long again as it is overdue already.
+            first_free_s = min((abs(at_s - now) for at_s in back), default=0.0)
+        return predicted_wait_s(capacity, len(self._queues[0]), first_free_s)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class Answer:
         reason: why the row stopped there.
         judgement: evidence of the batch that the row was part of.
         row: the row's place in that batch.
-        cost: cost of every stage the row ran on, in the ladder's cost unit.
+        cost: cost of every stage the row was sent to, in the ladder's cost unit, whether it came back in time or not.
         deferrals: how often the unloaded rule asked for a dearer stage.
         escalations: how often a dearer stage then answered; ``deferrals - escalations`` is 1 if degraded, else 0.
         spans: the visits, in order.

@@ -2,21 +2,19 @@
 
 It does not know why something happens to a row, only what may happen next: an event that the table does not hold for the
 present state raises, and nothing changes. That a row with an answer is never shed, expired or failed is a property of the
-table: from deferred and escalated, the two states that hold an answer, the only ways out are answered and cancelled.
+table: from judged, deferred and escalated, the states that hold an answer, the only ways out are answered and cancelled.
 
     arrived    ADMIT → waiting     SHED → shed
     waiting    CALL → running      EXPIRE → expired   FAIL → failed       CANCEL → cancelled
-    running    RETRY → running     DEFER → deferred   EXIT → answered     EXPIRE → expired     FAIL → failed
-               CANCEL → cancelled
+    running    RETRY → running     RESULT → judged    EXPIRE → expired    FAIL → failed        CANCEL → cancelled
+    judged     DEFER → deferred    EXIT → answered
     deferred   CALL → escalated    BYPASS → deferred  EXIT → answered     CANCEL → cancelled
-    escalated  RETRY → escalated   DEFER → deferred   EXIT → answered     CANCEL → cancelled
-
-A result is what DEFER and EXIT need in the states running and escalated; it comes just before them and moves nothing itself.
+    escalated  RETRY → escalated   RESULT → judged    EXIT → answered     CANCEL → cancelled
 """
 
 from enum import StrEnum
 
-from cascade.policy.gain import Judgement
+from cascade.policy.gain import Floats, Judgement
 from cascade.policy.request import Answer, ExitReason, Request, Span
 
 
@@ -26,6 +24,7 @@ class State(StrEnum):
     ARRIVED = "arrived"
     WAITING = "waiting"
     RUNNING = "running"
+    JUDGED = "judged"
     DEFERRED = "deferred"
     ESCALATED = "escalated"
     ANSWERED = "answered"
@@ -42,6 +41,7 @@ class Event(StrEnum):
     SHED = "shed"
     CALL = "call"
     RETRY = "retry"
+    RESULT = "result"
     DEFER = "defer"
     BYPASS = "bypass"
     EXIT = "exit"
@@ -60,12 +60,12 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.RUNNING: {
         Event.RETRY: State.RUNNING,
-        Event.DEFER: State.DEFERRED,
-        Event.EXIT: State.ANSWERED,
+        Event.RESULT: State.JUDGED,
         Event.EXPIRE: State.EXPIRED,
         Event.FAIL: State.FAILED,
         Event.CANCEL: State.CANCELLED,
     },
+    State.JUDGED: {Event.DEFER: State.DEFERRED, Event.EXIT: State.ANSWERED},
     State.DEFERRED: {
         Event.CALL: State.ESCALATED,
         Event.BYPASS: State.DEFERRED,
@@ -74,7 +74,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.ESCALATED: {
         Event.RETRY: State.ESCALATED,
-        Event.DEFER: State.DEFERRED,
+        Event.RESULT: State.JUDGED,
         Event.EXIT: State.ANSWERED,
         Event.CANCEL: State.CANCELLED,
     },
@@ -150,6 +150,13 @@ class Walk:
         """Whether a stage has answered it."""
         return self._judgement is not None
 
+    @property
+    def best(self) -> tuple[int, Floats]:
+        """The stage of the best answer so far, and the gains that its evidence promises, [1, stages behind it]."""
+        if self._judgement is None:
+            raise IllegalTransition(f"no answer in state {self.state}")
+        return self._best_stage, self._judgement.gains[self._best_row : self._best_row + 1]
+
     def _move(self, event: Event) -> None:
         try:
             self.state = TRANSITIONS[self.state][event]
@@ -164,9 +171,10 @@ class Walk:
         """It was turned away at the door."""
         self._move(Event.SHED)
 
-    def called(self, now: float) -> None:
-        """Its batch was sent to the stage it waited for."""
+    def called(self, now: float, cost: float) -> None:
+        """Its batch was sent to the stage it waited for, which costs ``cost`` whatever becomes of it."""
         self._move(Event.CALL)
+        self.cost += cost
         self.queued_s = now - self._entered_s
         self._entered_s = now
 
@@ -174,17 +182,15 @@ class Walk:
         """Its batch failed and was sent once more."""
         self._move(Event.RETRY)
 
-    def result(self, now: float, judgement: Judgement, row: int, cost: float) -> None:
+    def result(self, now: float, judgement: Judgement, row: int) -> None:
         """Its stage answered: this is the best answer now. Must be followed by `defer` or `exit`."""
-        if self.state is State.ESCALATED:
-            self.escalations += 1
-        elif self.state is not State.RUNNING:
-            raise IllegalTransition(f"result in state {self.state}")
+        escalated = self.state is State.ESCALATED
+        self._move(Event.RESULT)
+        self.escalations += escalated
         self._spans.append(Span(self.stage, self.queued_s, now - self._entered_s))
         self._judgement = judgement
         self._best_stage = self.stage
         self._best_row = row
-        self.cost += cost
         self.usable_until_s = self.request.answer_by_s
 
     def defer(self, now: float, stage: int) -> None:

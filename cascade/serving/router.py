@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult, TorchStage
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judge
-from cascade.policy.policy import Abandon, Batch, Command, Expire, Fail, Policy, Reply, Run, Shed
+from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 
 logger = logging.getLogger("cascade.router")
