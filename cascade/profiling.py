@@ -78,10 +78,10 @@ def read_rows(ladder: Ladder, path: Path) -> tuple[dict[str, NDArray[Any]], NDAr
         ConfigError: the file or an array in it is not as the spec says.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ConfigError(f"{path}: expected an .npz archive of named arrays, got a single array")
-        with archive:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ConfigError(f"{path}: expected an .npz archive of named arrays, got a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read as .npz: {error}") from error

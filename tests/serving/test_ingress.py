@@ -33,7 +33,6 @@ PATIENT = {"deadline": {"default_s": 400.0, "max_s": 800.0}}
 """Deadlines so long that the real time spent on reading a body does not show beside them."""
 
 
-
 class Recording(Router):
     """A router that remembers what it was asked for."""
 
@@ -431,6 +430,7 @@ async def test_a_degraded_answer_is_a_success_that_says_so(behaviour, reason):
 
 
 # -- deadlines, classes, budgets -------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(
     ("headers", "parameters", "budget_s"),

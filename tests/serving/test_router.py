@@ -16,7 +16,6 @@ from cascade.policy.request import ExitReason
 from cascade.serving.fakes import FakeStage
 from cascade.serving.router import InlineStage
 
-
 pytestmark = pytest.mark.looptime(noop_cycles=0)
 
 
