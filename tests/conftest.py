@@ -1,5 +1,6 @@
 """What the tests above the pure floors share: throw-away ladders. Being here puts this folder on the import path."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from typer.testing import CliRunner
 
 from cascade.cli import app
 from cascade.spec import Ladder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Warnings are errors here, and importing ray.serve 2.60 makes one of pydantic's.
+    config.addinivalue_line("filterwarnings", "ignore:Using extra keyword arguments on `Field`:DeprecationWarning")
+    # looptime asks for the event loop of tests that have none; without this, asyncio makes one then, and nobody closes it.
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def write_ladder(folder: Path, rows: int = 600) -> Path:
         model = {"factory": "ladders:Scores", "args": {"sharpness": 3.0}, "weights": f"weights/{name}.safetensors"}
         stages.append({"name": name, "model": model, "cost": cost, "max_batch_size": 8, "num_cpus": 0.1})
     stages[0]["placement"] = "router"
+    stages[1]["base_price"] = stages[2]["base_price"] = 0.02
     (folder / "data").mkdir()
     for split in ("calibration", "test"):
         x = random.normal(size=(rows, FEATURES)).astype(np.float32)

@@ -1,8 +1,8 @@
 """A real server for tests: the very command that a user types, in a process of its own."""
 
 import contextlib
+import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from cascade.serving.environment import HAPROXY_PORTS, free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 180
 STOP_LIMIT_S = 90
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ServerProcess:
@@ -40,7 +35,9 @@ class ServerProcess:
         self._log = log
         command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port)]
         with log.open("wb") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            # As from a fresh shell: each server chooses HAProxy's ports for itself.
+            environment = {name: value for name, value in os.environ.items() if name not in HAPROXY_PORTS}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
     def wait_until_ready(self) -> None:
         """Return once the server says that it is ready."""

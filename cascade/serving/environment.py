@@ -5,6 +5,7 @@ gets them from ``deployments/serve.env``. Without them everything works and each
 """
 
 import secrets
+import socket
 from collections.abc import Mapping, MutableMapping
 
 FAST_PATH: dict[str, str] = {
@@ -20,11 +21,24 @@ ONE_MACHINE: dict[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
 
 def apply_local(environ: MutableMapping[str, str]) -> None:
     """Set what a server on this machine wants, where the operator has not: fast path, quick stop, a token of its own."""
     for name, value in (FAST_PATH | ONE_MACHINE).items():
         environ.setdefault(name, value)
+    for name in HAPROXY_PORTS:
+        # Serve's defaults are fixed ports, which a second server on the machine, or one that is just stopping, holds.
+        environ.setdefault(name, str(free_port()))
     if "RAY_AUTH_MODE" not in environ:
         # Left to itself Ray writes a token into the home directory, which changes how the next `ray start` behaves there.
         environ["RAY_AUTH_MODE"] = "token"

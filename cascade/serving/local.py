@@ -3,10 +3,12 @@
 `apply_local` must have run before this module is imported: Ray reads its environment at import.
 """
 
+import io
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 
 import ray
@@ -39,6 +41,8 @@ def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000,
     application = build(spec_argument(spec_path))
     require_free(host, port)
     needed = cpus_needed(Ladder.read(spec_path).spec)
+    if not verbose:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         ray.init(
             address="local",
@@ -53,9 +57,11 @@ def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000,
         serve.run(application, name="cascade", route_prefix="/")
         yield f"http://{host}:{port}"
     finally:
-        with suppress(Exception):
+        # Serve's controller is killed in the middle of its last call, which Ray reports at length as a failed task.
+        silence = nullcontext() if verbose else redirect_stderr(io.StringIO())
+        with silence, suppress(Exception):
             serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+            ray.shutdown()
 
 
 def require_free(host: str, port: int) -> None:

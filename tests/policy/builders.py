@@ -5,8 +5,9 @@ from math import inf
 
 import numpy as np
 
+from cascade.policy.commands import Batch, Command, Reply, Run
 from cascade.policy.gain import Judgement
-from cascade.policy.policy import Batch, Command, Policy, Reply, Run, StageConfig
+from cascade.policy.policy import Policy, StageConfig
 from cascade.policy.request import ExitReason, Request
 from cascade.policy.walk import Walk
 

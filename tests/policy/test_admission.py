@@ -27,7 +27,7 @@ def test_each_lower_class_may_wait_less_and_the_lowest_never_nothing():
     assert [longest(priority) for priority in (1, 2, 3, 4, 5, 8)] == [200, 150, 100, 50, 25, 25]
 
 
-@given(st.floats(0, 10), st.floats(0, 10), st.integers(1, 8), st.integers(1, 8))
+@given(st.floats(0, 10), st.floats(-1, 10), st.integers(1, 8), st.integers(1, 8))
 def test_no_row_comes_in_where_one_of_a_higher_class_would_not(wait_s, remaining_s, one, other):
     high, low = min(one, other), max(one, other)
     assert door().admits(wait_s, remaining_s, high) or not door().admits(wait_s, remaining_s, low)
@@ -39,9 +39,12 @@ def test_nothing_comes_in_while_the_first_stage_is_out():
     assert door().admits(5.0, inf, 8)
 
 
-def test_no_time_left_is_let_in_only_where_nothing_waits():
-    assert door().admits(0.0, 0.0, 1)
-    assert not door().admits(0.001, 0.0, 1)
+@pytest.mark.parametrize("remaining_s", [0.0, -1.0])
+@pytest.mark.parametrize("priority", [1, 4])
+def test_a_row_with_no_time_left_comes_in_to_expire_unless_the_first_stage_is_out(remaining_s: float, priority: int):
+    assert door().admits(0.0, remaining_s, priority)
+    assert door().admits(100.0, remaining_s, priority)
+    assert not door().admits(inf, remaining_s, priority)
 
 
 @given(st.floats(0, 100), st.integers(0, 1000))
@@ -64,9 +67,9 @@ def test_the_same_seed_gives_the_same_hints():
 
 
 @pytest.mark.parametrize(
-    ("waiting", "arriving", "first_free_s", "expected"),
-    [(0, 1, 0.0, 0.0), (0, 4, 0.0, 0.0), (0, 5, 0.0, 0.75), (3, 1, 0.0, 0.0), (4, 1, 0.5, 1.25), (8, 9, 0.25, 3.25)],
+    ("waiting", "first_free_s", "expected"),
+    [(0, 0.0, 0.0), (0, 0.5, 0.5), (3, 0.0, 0.0), (4, 0.0, 0.75), (7, 0.5, 1.25), (8, 0.25, 1.75)],
 )
-def test_the_wait_is_the_full_batches_ahead_spread_over_the_slots(waiting, arriving, first_free_s, expected):
+def test_the_wait_is_the_full_batches_ahead_spread_over_the_slots(waiting, first_free_s, expected):
     stage = StageCapacity(slots=2, max_batch_size=4, service=ServiceTime(0.5, 0.25))
-    assert predicted_wait_s(stage, waiting, arriving, first_free_s) == expected
+    assert predicted_wait_s(stage, waiting, first_free_s) == expected

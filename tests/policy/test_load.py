@@ -132,6 +132,16 @@ def test_a_wrong_profile_is_corrected_by_what_is_seen(factor):
     assert_every_answer_in_time(out)
 
 
+def test_a_stage_six_times_slower_than_its_profile_is_learned_and_not_given_up_for_ever():
+    told = (LADDER[0], replace(LADDER[1], timeout_floor_s=0.0), LADDER[2])
+    slow = (told[0], replace(told[1], a_s=told[1].a_s * 6, b_s=told[1].b_s * 6), told[2])
+    out = simulate(told, rate_per_s=30, seconds=5, deadline_s=2.0, true_stages=slow)
+    assert out.policy.capacities[1].service.correction == pytest.approx(6, rel=0.05)
+    assert out.abandoned <= 2
+    assert out.policy.counts.degraded == 0
+    assert len(out.replies) == len(out.requests)
+
+
 def test_a_profile_too_slow_to_be_in_time_leaves_the_stage_unused_and_the_rows_answered():
     wrong = (*LADDER[:2], replace(LADDER[2], a_s=0.6))
     out = simulate(wrong, rate_per_s=50, seconds=2)

@@ -12,8 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
-from cascade.policy.policy import Abandon, Batch, Command, Expire, Fail, Policy, Reply, Run, Shed
+from cascade.policy.policy import Policy
 from cascade.policy.request import DEGRADING, ExitReason, Request
 from cascade.policy.walk import OUTCOMES, State, Walk
 
@@ -35,7 +36,7 @@ class Row:
 
     @property
     def cost(self) -> float:
-        return sum(COST[stage] for stage, _, _ in self.answers)
+        return sum(COST[stage] for stage in self.called)
 
 
 class Driver(RuleBasedStateMachine):
@@ -83,6 +84,7 @@ class Driver(RuleBasedStateMachine):
         walks = self.policy.arrived(self.now, requests)
         if isinstance(walks, Shed):
             assert walks.retry_after_s >= 1
+            assert time or not self.policy.capacities[0].slots, "too late is not overload"
             self.shed += len(rows)
             return
         for one, walk in zip(requests, walks, strict=True):
@@ -174,7 +176,7 @@ class Driver(RuleBasedStateMachine):
             waiting = self.policy.waiting(index)
             assert not (capacity.free and waiting), "a free slot and a row that waits for it"
             if index:
-                share = 0.25 if index == 1 else 0.5
+                share = 0.5 if index == len(self.stages) - 1 else 0.25
                 work = share * self.policy._usual_deadline_s * capacity.rows_per_s
                 assert waiting <= max(work, capacity.slots * capacity.max_batch_size)
 
@@ -197,10 +199,12 @@ class Driver(RuleBasedStateMachine):
         self.obey(self.policy.failed(self.now, batch), broken=batch)
 
     def obey(self, commands: list[Command], broken: Batch | None = None) -> None:
-        for command in commands:
+        for place, command in enumerate(commands):
             match command:
                 case Run(batch):
-                    self.check_run(batch, broken)
+                    # A batch given up after this one was sent has changed the prediction.
+                    learned = any(isinstance(c, Abandon) and c.batch.stage == batch.stage for c in commands[place:])
+                    self.check_run(batch, broken, learned)
                     self.running.append(batch)
                 case Abandon(batch):
                     assert batch.give_up_s <= self.now
@@ -224,10 +228,12 @@ class Driver(RuleBasedStateMachine):
         row.outcome = outcome
         return row
 
-    def check_run(self, batch: Batch, broken: Batch | None) -> None:
+    def check_run(self, batch: Batch, broken: Batch | None, learned: bool) -> None:
         capacity = self.policy.capacities[batch.stage]
         assert 1 <= len(batch.walks) <= capacity.max_batch_size
-        assert sum(one.stage == batch.stage for one in self.running) < capacity.slots
+        assert capacity.slots, "work was begun on a stage that is out"
+        if batch.attempt == 1:
+            assert sum(one.stage == batch.stage for one in self.running) < capacity.slots
         assert batch.started_s == self.now < batch.give_up_s
         assert len(set(batch.walks)) == len(batch.walks)
         for walk in batch.walks:
@@ -237,7 +243,7 @@ class Driver(RuleBasedStateMachine):
                 assert not row.called or batch.stage > row.called[-1], "stages must ascend"
                 row.called.append(batch.stage)
                 if batch.stage:
-                    assert row.cost + COST[batch.stage] <= row.request.budget
+                    assert row.cost <= row.request.budget
             else:
                 assert broken is not None
                 assert walk in broken.walks
@@ -246,7 +252,7 @@ class Driver(RuleBasedStateMachine):
                 assert batch.stage not in row.retried
                 row.retried.append(batch.stage)
             limit_s = row.request.answer_by_s if row.answers else row.request.deadline_s
-            assert self.now + capacity.service.predict(len(batch.walks)) <= limit_s
+            assert learned or self.now + capacity.service.predict(len(batch.walks)) <= limit_s
 
     def check_reply(self, row: Row, answer) -> None:
         assert (answer.stage, answer.judgement, answer.row) == row.answers[-1], "not the best answer so far"
@@ -255,6 +261,7 @@ class Driver(RuleBasedStateMachine):
         assert visited == [stage for stage, _, _ in row.answers] == sorted(set(visited))
         assert visited[0] == 0
         assert all(span.queued_s >= 0 and span.run_s >= 0 for span in answer.spans)
+        assert answer.cost >= sum(COST[stage] for stage in visited)
         assert answer.degraded == (answer.reason in DEGRADING)
         assert answer.deferrals - answer.escalations == answer.degraded
         assert answer.escalations == len(visited) - 1

@@ -18,7 +18,8 @@ from builders import (
     three,
 )
 
-from cascade.policy.policy import TIMER_SLACK, Expire, Fail, Shed
+from cascade.policy.commands import Expire, Fail, Shed
+from cascade.policy.policy import TIMER_SLACK
 from cascade.policy.request import ExitReason
 from cascade.policy.walk import State
 
@@ -82,6 +83,27 @@ def test_a_budget_is_kept_to_the_last_unit():
     assert (answer.reason, answer.cost, answer.degraded) == (ExitReason.BUDGET, 11.0, True)
 
 
+def test_a_budget_of_exactly_the_sum_is_enough_however_the_sum_rounds():
+    policy = ladder(stage(cost=0.1), stage(cost=0.2))
+    assert 0.1 + 0.2 > 0.3
+    batch = at_stage0(policy, request("just", budget=0.3), request("short", budget=0.3 * (1 - 1e-8)))
+    assert reasons(policy.completed(MS, batch, judged([0.5], [0.5]))) == {"short": ExitReason.BUDGET}
+    (batch,) = batches(policy.dispatch(MS))
+    assert only_reply(policy.completed(2 * MS, batch, judged([]))).answer.cost == pytest.approx(0.3)
+
+
+def test_a_judgement_of_another_length_is_refused_and_the_batch_runs_on():
+    policy = three()
+    batch = at_stage0(policy, request("a"), request("b"))
+    before = repr(policy.counts)
+    for wrong in (judged([0.0, 0.0]), judged(*[[0.0, 0.0]] * 3)):
+        with pytest.raises(ValueError, match=f"a batch of 2 rows came back with {len(wrong)} judged"):
+            policy.completed(MS, batch, wrong)
+    assert (repr(policy.counts), policy.capacities[0].busy) == (before, 1)
+    assert policy.capacities[0].service.correction == 1.0
+    assert set(reasons(policy.completed(MS, batch, judged([0.0, 0.0], [0.0, 0.0])))) == {"a", "b"}
+
+
 def test_a_row_that_could_not_be_back_in_time_is_answered_now():
     policy = three()
     batch = at_stage0(policy, request("a", answer_by_s=9 * MS, deadline_s=1.0))
@@ -126,7 +148,7 @@ def test_a_full_queue_answers_the_rows_with_least_to_gain():
 
 
 def test_the_bound_is_work_of_a_share_of_the_usual_deadline():
-    # 4 rows in 16 ms: 250 rows/s; a quarter of a second's work before the first dear stage, half of one before the next.
+    # 4 rows in 16 ms: 250 rows/s; a quarter of a second's work before a middle stage, half of one before the last.
     policy = ladder(stage(batch=256), stage(batch=4), stage(batch=4), usual_deadline_s=1024 * MS)
     defer(policy, 0.0, [[0.5, 0.9]] * 200, [request(i, answer_by_s=9.0, deadline_s=10.0) for i in range(200)])
     policy.dispatch(0.0)
@@ -138,6 +160,18 @@ def test_the_bound_is_work_of_a_share_of_the_usual_deadline():
     policy.set_slots(1, 0)
     policy.dispatch(0.0)
     assert policy.waiting(2) == 128
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_only_the_last_stage_may_have_half_of_the_usual_deadline_before_it(stages: int):
+    policy = ladder(stage(batch=256), *[stage(batch=4)] * (stages - 1), usual_deadline_s=1024 * MS)
+    for target in range(1, stages):
+        rows = [request(i, answer_by_s=9.0, deadline_s=10.0) for i in range(200)]
+        defer(policy, 0.0, [[0.9] * (stages - 1)] * 200, rows)
+        policy.dispatch(0.0)
+        assert policy.waiting(target) == (128 if target == stages - 1 else 64)
+        if target < stages - 1:
+            policy.set_slots(target, 0)
 
 
 def test_a_slot_that_takes_a_small_batch_leaves_no_more_than_the_bound_behind():
@@ -171,9 +205,40 @@ def test_a_row_of_no_answer_that_stage_0_cannot_serve_in_time_expires():
 
 def test_a_message_is_let_in_or_turned_away_as_a_whole():
     policy = three()  # four rows in 16 ms, one slot
-    assert isinstance(policy.arrived(0.0, [request(i, deadline_s=80 * MS) for i in range(9)]), Shed)
-    assert (policy.counts.arrived, policy.counts.shed, policy.waiting(0)) == (9, 9, 0)
-    assert len(admit(policy, 0.0, *[request(i, deadline_s=80 * MS) for i in range(8)])) == 8
+    admit(policy, 0.0, *[request(i) for i in range(4)])
+    assert isinstance(policy.arrived(0.0, [request(i, deadline_s=79 * MS) for i in range(9)]), Shed)
+    assert (policy.counts.arrived, policy.counts.shed, policy.waiting(0)) == (13, 9, 4)
+    assert len(admit(policy, 0.0, *[request(i, deadline_s=80 * MS) for i in range(9)])) == 9
+    assert policy.waiting(0) == 13
+
+
+def test_a_message_too_large_for_its_deadline_is_no_overload_but_what_comes_behind_it_is_turned_away():
+    policy = three()  # forty rows take 160 ms
+    assert len(admit(policy, 0.0, *[request(i, deadline_s=0.1) for i in range(40)])) == 40
+    assert isinstance(policy.arrived(0.0, [request("behind", deadline_s=0.1)]), Shed)
+    now, outcomes = 0.0, []
+    while policy.counts.live:
+        commands = policy.dispatch(now)
+        outcomes += [command for command in commands if isinstance(command, Expire)]
+        now += 16 * MS
+        for batch in batches(commands):
+            policy.completed(now, batch, judged(*[[0.0, 0.0]] * len(batch.walks)))
+    assert policy.counts.answered == 24
+    assert policy.counts.expired == len(outcomes) == 16
+
+
+def test_a_row_that_comes_too_late_expires_at_the_next_dispatch_also_behind_a_queue():
+    policy = three()
+    at_stage0(policy, request("runs"))
+    admit(policy, 0.5, *[request(i, answer_by_s=9.0, deadline_s=10.0) for i in range(8)])
+    (walk,) = admit(policy, 0.5, request("too late", answer_by_s=0.25, deadline_s=0.5))
+    assert policy.tick(0.5) == [Expire("too late")]
+    assert (walk.state, policy.counts.shed, policy.waiting(0)) == (State.EXPIRED, 0, 8)
+    policy = three()
+    admit(policy, 0.5, request("too late", answer_by_s=0.25, deadline_s=0.5))
+    assert policy.dispatch(0.5) == [Expire("too late")]
+    policy.set_slots(0, 0)
+    assert isinstance(policy.arrived(0.5, [request("too late", deadline_s=0.5)]), Shed)
 
 
 def test_the_wait_includes_the_batch_that_runs():
@@ -188,10 +253,35 @@ def test_the_wait_includes_the_batch_that_runs():
     admit(policy, 8 * MS, request("b", deadline_s=48 * MS))
 
 
-def test_a_batch_that_is_overdue_is_expected_at_any_moment():
+def test_a_batch_that_is_overdue_is_expected_to_need_as_long_again():
     policy = three()
-    at_stage0(policy, *[request(i) for i in range(4)])
-    admit(policy, 0.25, request("a", deadline_s=0.25 + MS))
+    at_stage0(policy, *[request(i) for i in range(4)])  # due at 16 ms
+    admit(policy, 16 * MS, request("at the instant", deadline_s=17 * MS))
+    shed = policy.arrived(36 * MS, [request("soon", deadline_s=135 * MS)])
+    assert isinstance(shed, Shed)
+    assert shed.wait_s == 20 * MS
+    admit(policy, 36 * MS, request("soon", deadline_s=136 * MS))
+
+
+def test_of_several_running_batches_the_one_expected_first_counts():
+    policy = ladder(stage(slots=2))
+    at_stage0(policy, *[request(i) for i in range(4)])  # due at 16 ms
+    admit(policy, 40 * MS, *[request(i) for i in range(4)])
+    policy.dispatch(40 * MS)  # due at 56 ms
+    shed = policy.arrived(50 * MS, [request("a", deadline_s=51 * MS)])
+    assert isinstance(shed, Shed)
+    assert shed.wait_s == 6 * MS
+
+
+def test_while_stage_0_hangs_the_door_closes():
+    policy = three()
+    at_stage0(policy, request("hangs", answer_by_s=9.0, deadline_s=10.0))
+    seen = []
+    for i in range(1, 32):
+        now = i * 32 * MS  # the batch is given up after a second
+        seen.append(isinstance(policy.arrived(now, [request(i, now, now + 0.4375, now + 0.5)]), Shed))
+    assert seen.index(True) <= 3
+    assert all(seen[seen.index(True) :])
 
 
 def test_nothing_comes_in_while_stage_0_is_out_and_what_waited_there_fails():
@@ -231,7 +321,9 @@ def test_a_row_answered_by_its_timer_is_ignored_when_its_batch_comes_back():
     slow, quick = defer(policy, 0.0, [[0.9], [0.9]], [request("slow"), request("quick", answer_by_s=0.5)])
     (batch,) = batches(policy.dispatch(0.0))
     answer = only_reply(policy.tick(0.5)).answer
-    assert (answer.stage, answer.reason, answer.degraded, answer.cost) == (0, ExitReason.DEADLINE, True, 1.0)
+    assert (answer.stage, answer.reason, answer.degraded, answer.cost) == (0, ExitReason.DEADLINE, True, 11.0)
+    assert [span.stage for span in answer.spans] == [0]
+    assert policy.counts.cost == 11.0
     assert policy.capacities[1].busy == 1
     commands = policy.completed(0.75, batch, judged([], []))
     assert reasons(commands) == {"slow": ExitReason.LAST_STAGE}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from test_load import LADDER, SLOW_DOOR
 from virtual import simulate
 
-from cascade.policy.policy import Abandon, Expire, Fail, Policy, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Expire, Fail, Reply, Run, Shed
+from cascade.policy.policy import Policy
 from cascade.policy.request import Request
 
 OFFSET_S = 4096.0

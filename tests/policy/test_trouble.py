@@ -16,7 +16,7 @@ from builders import (
     three,
 )
 
-from cascade.policy.policy import Abandon, Fail, Reply, Run
+from cascade.policy.commands import Abandon, Fail, Reply, Run
 from cascade.policy.request import ExitReason
 from cascade.policy.walk import State
 
@@ -31,7 +31,7 @@ def test_a_failed_batch_is_tried_once_more_and_then_answered_with_what_there_is(
     assert (again.stage, again.attempt, again.walks, again.started_s) == (1, 2, [*batch.walks], 0.125)
     assert policy.failed(0.125, batch) == []
     answer = only_reply(policy.failed(0.25, again)).answer
-    assert (answer.stage, answer.reason, answer.degraded, answer.cost) == (0, ExitReason.FAILURE, True, 1.0)
+    assert (answer.stage, answer.reason, answer.degraded, answer.cost) == (0, ExitReason.FAILURE, True, 11.0)
     assert (policy.counts.stages[1].failures, policy.capacities[1].busy) == (2, 0)
 
 
@@ -85,6 +85,19 @@ def test_there_is_no_retry_on_a_stage_that_is_out():
     assert policy.capacities[1].busy == 0
 
 
+def test_a_retry_takes_the_place_of_the_call_that_failed_also_where_slots_were_taken_away():
+    policy = ladder(stage(slots=2, batch=1))
+    admit(policy, 0.0, request("a"), request("b"), request("c"))
+    first, second = batches(policy.dispatch(0.0))
+    policy.set_slots(0, 1)
+    (again,) = batches(policy.failed(MS, first))
+    assert (again.walks, again.attempt, policy.capacities[0].busy) == ([*first.walks], 2, 2)
+    policy.completed(2 * MS, again, judged([]))
+    assert policy.dispatch(2 * MS) == []  # a new row waits for a place that there is
+    policy.completed(3 * MS, second, judged([]))
+    assert [batch.walks[0].request.tag for batch in batches(policy.dispatch(3 * MS))] == ["c"]
+
+
 def test_a_batch_that_hangs_is_given_up_and_tried_once_more():
     policy = ladder(stage(), stage(timeout_floor_s=0.125), stage())
     defer(policy, 0.0, [[0.5, 0.5]], [request("a")])
@@ -94,7 +107,8 @@ def test_a_batch_that_hangs_is_given_up_and_tried_once_more():
     assert abandon == Abandon(batch)
     assert isinstance(run, Run)
     assert (run.batch.attempt, run.batch.walks, policy.capacities[1].busy) == (2, [*batch.walks], 1)
-    abandon, reply = policy.tick(0.25)
+    assert policy.tick(0.25) == []  # the time that the first took was learned from
+    abandon, reply = policy.tick(run.batch.give_up_s)
     assert abandon == Abandon(run.batch)
     assert isinstance(reply, Reply)
     assert (reply.answer.reason, reply.answer.stage) == (ExitReason.FAILURE, 0)
@@ -116,6 +130,18 @@ def test_batches_given_up_at_one_instant_leave_in_the_order_they_were_sent():
     commands = policy.tick(1.0)
     assert [command.batch for command in commands if isinstance(command, Abandon)] == sent
     assert [batch.walks for batch in batches(commands)] == [batch.walks for batch in sent]
+
+
+def test_a_batch_that_is_given_up_teaches_how_long_batches_take():
+    policy = ladder(stage(), stage(batch=1, timeout_floor_s=0.0))
+    defer(policy, 0.0, [[0.5]], [request("a")])
+    (batch,) = batches(policy.dispatch(0.0))
+    assert batch.give_up_s == 50 * MS
+    (again,) = batches(policy.tick(50 * MS))
+    assert policy.capacities[1].service.correction == 3.0  # halfway from 1 to 5
+    assert again.give_up_s == 50 * MS + 150 * MS
+    assert policy.completed(70 * MS, batch, judged([])) == []
+    assert policy.capacities[1].service.correction == 3.0
 
 
 # -- a stage that looks too slow ----------------------------------------------------------------------------------------
@@ -165,6 +191,48 @@ def test_rows_that_wait_for_a_stage_that_goes_out_pass_it():
     commands = policy.completed(0.125, batch, judged([], []))
     assert [[span.stage for span in reply.answer.spans] for reply in replies(commands)] == [[0, 2], [0, 2]]
     assert policy.counts.degraded == 0
+
+
+def test_rows_that_the_next_open_stage_is_not_worth_are_answered_when_theirs_goes_out():
+    policy = three()
+    policy.set_prices([0.0, 0.125, 0.25])
+    rows = {"above": [0.5, 0.375], "at the price": [0.5, 0.25], "worse": [0.5, -0.125], "poor": [0.5, 0.5]}
+    defer(policy, 0.0, list(rows.values()), [request(tag, budget=100.0 if tag == "poor" else 101.0) for tag in rows])
+    assert policy.waiting(1) == 4
+    assert reasons(policy.set_slots(1, 0)) == {
+        "at the price": ExitReason.FAILURE,
+        "worse": ExitReason.FAILURE,
+        "poor": ExitReason.BUDGET,
+    }
+    assert (policy.waiting(1), policy.waiting(2), policy.counts.degraded) == (0, 1, 3)
+
+
+def test_rows_that_pass_a_stage_wait_in_the_order_of_what_the_next_one_promises():
+    policy = ladder(stage(), stage(), stage(batch=1))
+    defer(policy, 0.0, [[0.9, 0.25], [0.5, 0.75]], [request("first before"), request("first now")])
+    policy.set_slots(1, 0)
+    (batch,) = batches(policy.dispatch(0.0))
+    assert [walk.request.tag for walk in batch.walks] == ["first now"]
+
+
+def test_rows_are_judged_again_at_present_prices_and_by_the_best_answer_they_have():
+    policy = ladder(*[stage(batch=8)] * 4)
+    defer(policy, 0.0, [[0.5, 0.5, 0.5]] * 2, [request("a"), request("b")])
+    (batch,) = batches(policy.dispatch(0.0))
+    # Stage 1 promises less of stage 3 than stage 0 did.
+    policy.completed(MS, batch, judged([0.5, 0.125], [0.5, 0.375]))
+    assert policy.waiting(2) == 2
+    policy.set_prices([0.0, 0.0, 0.0, 0.25])
+    assert reasons(policy.set_slots(2, 0)) == {"a": ExitReason.FAILURE}
+    assert policy.waiting(3) == 1
+
+
+def test_rows_judged_again_pay_the_present_price_of_every_stage_on_their_way():
+    policy = ladder(*[stage()] * 4)
+    defer(policy, 0.0, [[0.5, 0.125, 0.5], [0.5, 0.125, 0.75]], [request("a"), request("b")])
+    policy.set_prices([0.0, 0.0, 0.25, 0.375])
+    assert reasons(policy.set_slots(1, 0)) == {"a": ExitReason.FAILURE}
+    assert policy.waiting(2) == 1
 
 
 def test_rows_are_judged_by_the_stages_that_are_open():

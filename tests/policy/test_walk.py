@@ -13,8 +13,9 @@ from cascade.policy.walk import OUTCOMES, TRANSITIONS, Event, IllegalTransition,
 FIRE: dict[Event, Callable[[Walk], object]] = {
     Event.ADMIT: lambda walk: walk.admit(),
     Event.SHED: lambda walk: walk.shed(),
-    Event.CALL: lambda walk: walk.called(3.0),
+    Event.CALL: lambda walk: walk.called(3.0, 10.0),
     Event.RETRY: lambda walk: walk.retried(),
+    Event.RESULT: lambda walk: walk.result(4.0, judged([0.5]), 0),
     Event.DEFER: lambda walk: walk.defer(3.0, walk.stage + 1),
     Event.BYPASS: lambda walk: walk.bypass(walk.stage + 1),
     Event.EXIT: lambda walk: walk.exit(ExitReason.DEADLINE, deferred=False),
@@ -38,16 +39,18 @@ def walk_in(state: State) -> Walk:
     if state in (State.EXPIRED, State.FAILED, State.CANCELLED):
         FIRE[{State.EXPIRED: Event.EXPIRE, State.FAILED: Event.FAIL, State.CANCELLED: Event.CANCEL}[state]](walk)
         return walk
-    walk.called(1.0)
+    walk.called(1.0, 1.0)
     if state is State.RUNNING:
         return walk
-    walk.result(2.0, judged([0.5]), 0, 1.0)
+    walk.result(2.0, judged([0.5]), 0)
+    if state is State.JUDGED:
+        return walk
     if state is State.ANSWERED:
         walk.exit(ExitReason.CONFIDENT, deferred=False)
         return walk
     walk.defer(2.0, 1)
     if state is State.ESCALATED:
-        walk.called(3.0)
+        walk.called(3.0, 10.0)
     return walk
 
 
@@ -59,8 +62,6 @@ def facts(walk: Walk) -> tuple[object, ...]:
 @pytest.mark.parametrize("event", Event)
 def test_an_event_moves_a_row_as_the_table_says_or_raises_and_changes_nothing(state: State, event: Event):
     walk = walk_in(state)
-    if (state, event) == (State.RUNNING, Event.EXIT):
-        walk.result(2.0, judged([0.5]), 0, 1.0)
     assert walk.state is state
     before = facts(walk)
     if event in TRANSITIONS[state]:
@@ -72,21 +73,37 @@ def test_an_event_moves_a_row_as_the_table_says_or_raises_and_changes_nothing(st
         assert facts(walk) == before
 
 
-@pytest.mark.parametrize("state", [state for state in State if state not in (State.RUNNING, State.ESCALATED)])
-def test_a_result_is_for_a_row_that_is_with_a_stage(state: State):
-    walk = walk_in(state)
-    before = facts(walk)
-    with pytest.raises(IllegalTransition):
-        walk.result(4.0, judged([0.5]), 0, 1.0)
-    assert facts(walk) == before
+def test_a_result_is_only_for_a_row_that_is_with_a_stage():
+    assert {state for state in State if Event.RESULT in TRANSITIONS[state]} == {State.RUNNING, State.ESCALATED}
 
 
-def test_a_row_without_an_answer_cannot_exit():
-    walk = walk_in(State.RUNNING)
-    before = facts(walk)
-    with pytest.raises(IllegalTransition):
-        walk.exit(ExitReason.DEADLINE, deferred=False)
-    assert facts(walk) == before
+def test_a_result_is_followed_by_a_decision_and_by_nothing_else():
+    assert TRANSITIONS[State.JUDGED] == {Event.DEFER: State.DEFERRED, Event.EXIT: State.ANSWERED}
+
+
+def test_the_best_answer_is_the_last_and_promises_what_its_evidence_says():
+    walk = walk_in(State.ARRIVED)
+    walk.admit()
+    walk.called(1.0, 1.0)
+    with pytest.raises(IllegalTransition, match="no answer in state running"):
+        _ = walk.best
+    walk.result(2.0, judged([0.1, 0.2], [0.3, 0.4]), 1)
+    assert (walk.best[0], walk.best[1].tolist()) == (0, [[0.3, 0.4]])
+    walk.defer(2.0, 1)
+    walk.called(3.0, 10.0)
+    assert walk.best[0] == 0
+    walk.result(4.0, judged([0.5]), 0)
+    assert (walk.best[0], walk.best[1].tolist()) == (1, [[0.5]])
+
+
+def test_a_visit_costs_when_it_begins_and_a_retry_costs_nothing_more():
+    walk = walk_in(State.DEFERRED)
+    assert walk.cost == 1.0
+    walk.called(3.0, 10.0)
+    walk.retried()
+    assert walk.cost == 11.0
+    walk.result(4.0, judged([]), 0)
+    assert walk.cost == 11.0
 
 
 def test_outcomes_are_the_states_without_a_way_out():
@@ -95,7 +112,7 @@ def test_outcomes_are_the_states_without_a_way_out():
 
 
 def test_a_row_that_holds_an_answer_can_only_end_answered_or_cancelled():
-    reached, open_states = set(), [State.DEFERRED, State.ESCALATED]
+    reached, open_states = set(), [State.JUDGED, State.DEFERRED, State.ESCALATED]
     while open_states:
         state = open_states.pop()
         for following in TRANSITIONS[state].values():
@@ -129,13 +146,13 @@ def test_the_table_in_the_docstring_is_the_table():
 def test_an_answer_says_where_it_came_from_and_what_it_cost():
     walk = Walk(request("tag", arrived_s=1.0))
     walk.admit()
-    walk.called(1.5)
+    walk.called(1.5, 1.0)
     first, second = judged([0.5, 0.5], p_correct=0.6), judged([0.5], [0.5], p_correct=0.9)
-    walk.result(2.0, first, 0, 1.0)
+    walk.result(2.0, first, 0)
     walk.defer(2.0, 1)
     walk.bypass(2)
-    walk.called(3.0)
-    walk.result(5.0, second, 1, 100.0)
+    walk.called(3.0, 100.0)
+    walk.result(5.0, second, 1)
     answer = walk.exit(ExitReason.LAST_STAGE, deferred=False)
     assert (answer.stage, answer.judgement, answer.row, answer.cost) == (2, second, 1, 101.0)
     assert [(span.stage, span.queued_s, span.run_s) for span in answer.spans] == [(0, 0.5, 0.5), (2, 1.0, 2.0)]
@@ -147,7 +164,8 @@ def test_a_row_whose_stage_does_not_answer_leaves_with_the_answer_before():
     walk = walk_in(State.ESCALATED)
     walk.retried()
     answer = walk.exit(ExitReason.FAILURE, deferred=False)
-    assert (answer.stage, answer.cost, answer.deferrals, answer.escalations, answer.degraded) == (0, 1.0, 1, 0, True)
+    assert (answer.stage, answer.cost, answer.deferrals, answer.escalations, answer.degraded) == (0, 11.0, 1, 0, True)
+    assert [span.stage for span in answer.spans] == [0]
 
 
 def test_a_finished_row_lets_go_of_the_evidence():

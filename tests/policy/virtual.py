@@ -11,8 +11,9 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.policy.commands import Abandon, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
-from cascade.policy.policy import Abandon, Command, Expire, Fail, Policy, Reply, Run, Shed, StageConfig
+from cascade.policy.policy import Policy, StageConfig
 from cascade.policy.request import Answer, Request
 
 GRID_S = 1 / 65536

@@ -1,4 +1,4 @@
-"""A tiny client that calls an ASGI application in this process; it checks the form of what comes back and opens no socket."""
+"""A tiny client that calls an ASGI application in this process; it checks the form of what comes back, without a socket."""
 
 import asyncio
 import json

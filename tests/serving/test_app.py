@@ -1,4 +1,4 @@
-"""The composition root without a cluster: what is bound, from which artefacts, and a whole ladder answering in this process."""
+"""The composition root without a cluster: what is bound, from which artefacts, and a whole ladder in this process."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.models.stage import StageResult
 from cascade.profiling import load_network, read_rows
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, read_artefacts, spec_argument, stage_configs
-from cascade.serving.environment import FAST_PATH, apply_fast_path
+from cascade.serving.environment import FAST_PATH, apply_local, slow_path_warning
 from cascade.serving.local import cpus_needed, require_free
 from cascade.serving.router import InlineStage, ThreadStage
 from cascade.serving.stage import ReplicaStage, StageReplica
@@ -70,7 +70,9 @@ def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(ca
 
 
 def test_a_deployment_gets_what_its_stage_asks_for(calibrated_copy):
-    text = calibrated_copy.read_text().replace("name: fine", "name: fine\n  replicas: 3\n  calls_per_replica: 4\n  num_gpus: 0.5")
+    text = calibrated_copy.read_text().replace(
+        "name: fine", "name: fine\n  replicas: 3\n  calls_per_replica: 4\n  num_gpus: 0.5"
+    )
     calibrated_copy.write_text(text + "router: {replicas: 2, num_cpus: 0.25}\n")
     router = build(spec_argument(calibrated_copy))._bound_deployment
     assert router.num_replicas == 2
@@ -220,11 +222,32 @@ async def test_a_stage_in_a_thread_answers_as_one_in_the_event_loop(calibrated_l
 # -- the machine around it ---------------------------------------------------------------------------------------------
 
 
-def test_the_fast_path_is_set_where_the_operator_has_set_nothing():
-    first, *_ = FAST_PATH
+def test_a_server_on_this_machine_sets_what_the_operator_has_not_set():
+    first, second = FAST_PATH
     environ = {first: "0", "OTHER": "x"}
-    apply_fast_path(environ)
-    assert environ == {**FAST_PATH, first: "0", "OTHER": "x"}
+    apply_local(environ)
+    assert (environ[first], environ[second], environ["OTHER"]) == ("0", FAST_PATH[second], "x")
+    again = dict(environ)
+    apply_local(again)
+    assert again == environ
+
+
+def test_a_server_on_this_machine_gets_a_token_of_its_own_unless_the_operator_chose():
+    one, two, chosen = {}, {}, {"RAY_AUTH_MODE": "disabled"}
+    for environ in (one, two, chosen):
+        apply_local(environ)
+    assert one["RAY_AUTH_MODE"] == "token"
+    assert one["RAY_AUTH_TOKEN"] != two["RAY_AUTH_TOKEN"]
+    assert chosen["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in chosen
+
+
+def test_a_ray_without_the_fast_path_is_told_what_is_missing():
+    assert slow_path_warning(FAST_PATH) is None
+    first, second = FAST_PATH
+    warning = slow_path_warning({first: FAST_PATH[first], second: "0"})
+    assert second in warning
+    assert first not in warning
 
 
 def test_a_port_that_is_taken_is_told_before_ray_starts():

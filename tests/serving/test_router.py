@@ -182,13 +182,14 @@ async def test_a_budget_that_the_next_stage_would_break_is_kept():
 
 
 async def test_rows_that_a_full_queue_evicts_are_answered_at_once_with_what_they_have():
+    # The queue before the last stage holds half a second of work: five rows, beside the one that runs.
     stages = [FakeStage(told(0)), FakeStage(told(1), seconds=0.1)]
     router = make_router(stages, [config(), config(cost=10.0, slots=1, max_batch_size=1, a_s=0.1, b_s=0.0)])
-    gains = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    answers = await router.answer(rows(*([logit, SURE] for logit in gains)), 6, budget_s=1.0)
-    assert [a.reason for a in answers] == [ExitReason.LAST_STAGE] * 3 + [ExitReason.EVICTED] * 3
-    assert [a.stage for a in answers] == [1, 1, 1, 0, 0, 0]
-    assert [a.degraded for a in answers] == [False] * 3 + [True] * 3
+    logits = [0.1 * (1 + number) for number in range(8)]
+    answers = await router.answer(rows(*([logit, SURE] for logit in logits)), 8, budget_s=1.0)
+    assert [a.reason for a in answers] == [ExitReason.LAST_STAGE] * 6 + [ExitReason.EVICTED] * 2
+    assert [a.stage for a in answers] == [1] * 6 + [0] * 2
+    assert [a.degraded for a in answers] == [False] * 6 + [True] * 2
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

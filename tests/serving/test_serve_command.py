@@ -1,4 +1,4 @@
-"""``cascade serve`` as a user runs it: what happens to requests when parts of it die, and that Ctrl-C leaves nothing behind."""
+"""``cascade serve`` as a user runs it: requests while parts of it die, and that Ctrl-C leaves nothing behind."""
 
 import json
 import socket
@@ -51,13 +51,15 @@ def ask(server: ServerProcess, images: np.ndarray) -> tuple[int, dict[str, objec
 
 def test_a_killed_stage_replica_costs_no_request_its_answer(server: ServerProcess, images: np.ndarray) -> None:
     outcomes: list[tuple[int, dict[str, object]]] = []
-    killed = threading.Event()
+    under_way, killed = threading.Event(), threading.Event()
 
     def client(first: int) -> None:
         # Eight rows a request, so that nearly every request needs the stage that dies; at least 30 after the kill.
         after = 0
         for number in range(first, 4000, 8):
             outcomes.append(ask(server, images[number : number + 8]))
+            if len(outcomes) >= 20:
+                under_way.set()
             after += killed.is_set()
             if after >= 30:
                 return
@@ -65,8 +67,7 @@ def test_a_killed_stage_replica_costs_no_request_its_answer(server: ServerProces
     clients = [threading.Thread(target=client, args=(first,)) for first in range(0, 800, 200)]
     for thread in clients:
         thread.start()
-    while len(outcomes) < 20:
-        pass
+    under_way.wait()
     victims = server.replicas("small")
     assert len(victims) == 1
     victims[0].kill()

@@ -15,8 +15,8 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
-from cascade.serving.environment import FAST_PATH
-from tests.server import ROOT, free_port
+from cascade.serving.environment import FAST_PATH, free_port
+from tests.server import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
