@@ -19,6 +19,8 @@ from systems import System
 from cascade.wire.client import decode_answer
 
 CHECK_CONNECTIONS = 32
+YARDSTICK_STEPS = 3_000_000
+"""About 0.1 s on a core of 2024."""
 
 
 class Given(NamedTuple):
@@ -44,6 +46,7 @@ class Point:
         cpu_ms_by_process: the same by kind of process.
         client_share: CPU of the load client, share of one core.
         other_share: CPU of everything else on the machine, share of one core: load that should not be there.
+        yardstick_ms: CPU that a fixed piece of work took just before, to see whether the machine itself changes its speed.
     """
 
     connections: int
@@ -57,6 +60,7 @@ class Point:
     cpu_ms_by_process: dict[str, float]
     client_share: float
     other_share: float
+    yardstick_ms: float
 
 
 class _Edge(NamedTuple):
@@ -122,6 +126,7 @@ def measure(
         edges.append(_Edge(time.perf_counter(), system.cpu_s(), time.process_time(), _busy_s()))
 
     system.refresh()
+    yardstick_ms = _yardstick_ms()
     answers = send_for(system.port, requests, connections, warm_s=warm_s, seconds=seconds, at_edge=at_edge)
     opened, closed = edges
     spent = closed.system
@@ -145,7 +150,16 @@ def measure(
         cpu_ms_by_process={kind: round(1e3 * s / answered, 4) for kind, s in by_process.most_common() if s > 0},
         client_share=client_s / answers.seconds,
         other_share=max(0.0, closed.machine_s - opened.machine_s - system_s - client_s) / answers.seconds,
+        yardstick_ms=yardstick_ms,
     )
+
+
+def _yardstick_ms() -> float:
+    started = time.process_time()
+    total = 0
+    for step in range(YARDSTICK_STEPS):
+        total += step
+    return 1e3 * (time.process_time() - started)
 
 
 def _busy_s() -> float:

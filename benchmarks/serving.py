@@ -8,6 +8,7 @@ compared, not arithmetic) and on the whole ladder; prints the table, and writes 
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ RESULTS = HERE.parent / "docs" / "results.md"
 CONNECTIONS = (1, 32, 128)
 SETTLE_S = 3.0
 """After the first answer HAProxy is replaced once more, to learn of the router; the old one closes its connections."""
-BY_HAND = {"stage-ongoing": 128, "wait-s": 0.01}
+BY_HAND = {"stage-ongoing": 128, "wait-s": 0.0}
 """Best of those tried for the hand-written one, see README.md."""
 MEMORY_REQUESTS = 50_000
 MEMORY_WARM = 10_000
@@ -137,6 +138,8 @@ def main(
     port: Annotated[int, typer.Option(help="First of two free ports.")] = 8200,
 ) -> None:
     """Compare `cascade serve` with the cascade that a Ray Serve user would write by hand."""
+    # Ending it by SIGTERM must stop the server under measurement as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = 1 if quick else rounds
     rows = 300 if quick else 1000
     warm_s, seconds = (1.0, 2.0) if quick else (2.0, 6.0)

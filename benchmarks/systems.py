@@ -6,6 +6,7 @@ its descendants, and processes that carry its mark in their environment after th
 
 import http.client
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -42,7 +43,9 @@ class System:
         self._mark = uuid.uuid4().hex
         # Neither system gets a setting of Ray from the caller's shell; the fast path is cascade's own to set.
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environ |= {MARK: self._mark, "RAY_USAGE_STATS_ENABLED": "0"}
+        # A token of its own keeps Ray from writing one into the home directory.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environ |= {MARK: self._mark, "RAY_USAGE_STATS_ENABLED": "0", **token}
         self._family: dict[int, psutil.Process] = {}
         self._spent_s: dict[int, float] = {}
         self.started_s = time.perf_counter()

@@ -172,7 +172,10 @@ def _cells(target: Target) -> tuple[str, ...]:
 
 
 def _other_load(document: dict[str, Any]) -> str:
-    other = max(point["other_share"] for point in document["points"])
-    client = max(point["client_share"] for point in document["points"])
-    verdict = "" if other <= QUIET_SHARE else " This machine was not quiet: the numbers are not for the record."
-    return f"The client took at most {client:.2f} of a core, everything else on the machine {other:.2f}.{verdict}"
+    other, client = (max(point[share] for point in document["points"]) for share in ("other_share", "client_share"))
+    yardsticks = [point["yardstick_ms"] for point in document["points"]]
+    loud = "" if other <= QUIET_SHARE else " The machine was not quiet: these numbers are not for the record."
+    return (
+        f"The client took at most {client:.2f} of a core and everything else on the machine {other:.2f}; a fixed piece of "
+        f"work took {min(yardsticks):.0f} to {max(yardsticks):.0f} ms in between.{loud}"
+    )

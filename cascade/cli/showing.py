@@ -1,6 +1,7 @@
 """What `cascade demo` shows: real rows through HTTP, and one table of what came back. Knows HTTP, not Ray."""
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -127,16 +128,15 @@ def _print(ladder: Ladder, tally: Tally, rows: int, seconds: float, connections:
 
 def _print_lines_to_try(ladder: Ladder, url: str) -> None:
     name = ladder.spec.name
-    console.print("to try against `cascade serve`:")
-    console.print(f"  curl {url}/v2/models/{name}", highlight=False, markup=False, soft_wrap=True)
-    lines = [
-        f"import numpy, tritonclient.http as triton; rows = numpy.load('{ladder.spec.data.test}')",
-    ]
     field = ladder.spec.inputs[0]
-    lines.append(
-        f"i = triton.InferInput('{field.name}', [1, {', '.join(map(str, field.shape))}], '{field.datatype}'); "
-        f"i.set_data_from_numpy(rows['{field.name}'][:1]); "
-        f"print(triton.InferenceServerClient('{url.removeprefix('http://')}').infer('{name}', [i]).get_response())"
+    rows = os.path.relpath(ladder.path(ladder.spec.data.test))
+    shape = ", ".join(map(str, (1, *field.shape)))
+    lines = (
+        f"curl {url}/v2/models/{name}",
+        f"import numpy, tritonclient.http as triton; row = numpy.load('{rows}')['{field.name}'][:1]; "
+        f"i = triton.InferInput('{field.name}', [{shape}], '{field.datatype}'); i.set_data_from_numpy(row); "
+        f"print(triton.InferenceServerClient('{url.removeprefix('http://')}').infer('{name}', [i]).get_response())",
     )
+    console.print("to try against `cascade serve`, in a shell and in Python with tritonclient:")
     for line in lines:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import ray
@@ -58,9 +58,12 @@ def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000,
         yield f"http://{host}:{port}"
     finally:
         # Serve's controller is killed in the middle of its last call, which Ray reports at length as a failed task.
-        silence = nullcontext() if verbose else redirect_stderr(io.StringIO())
-        with silence, suppress(Exception):
-            serve.shutdown()  # type: ignore[no-untyped-call]
+        with ExitStack() as silence:
+            if not verbose:
+                silence.enter_context(redirect_stdout(io.StringIO()))
+                silence.enter_context(redirect_stderr(io.StringIO()))
+            with suppress(Exception):
+                serve.shutdown()  # type: ignore[no-untyped-call]
             ray.shutdown()
 
 

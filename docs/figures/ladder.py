@@ -88,11 +88,11 @@ def main() -> None:
     axes.set_xscale("log")
     axes.set_xlabel("mean cost of an answer (multiply-accumulates, log scale)")
     axes.set_ylabel("accuracy on 10,000 test images (%)")
+    axes.margins(y=0.1)
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(OUT, metadata={"Date": None})
-    figure.savefig(OUT.with_suffix(".png"), dpi=110)
 
     for name, right, cost in singles:
         print(f"{name:8} {right:8.2%}  {cost:14,.0f}")
