@@ -47,7 +47,7 @@ class Router:
     def __init__(self, ladder: Ladder, *stages: DeploymentHandle) -> None:
         self._stages = stages
         self._judges = judges(read_artefacts(ladder)[0])
-        self._prices = [stage.base_price for stage in ladder.spec.stages]
+        self._prices = ladder.spec.base_prices
 
     async def __call__(self, request: Request) -> dict[str, int]:
         """Answer one image, 784 bytes."""
@@ -87,7 +87,7 @@ def main(
     spec: Path,
     port: Annotated[int, typer.Option()] = 8200,
     stage_ongoing: Annotated[int, typer.Option(help="max_ongoing_requests of the stages.")] = 128,
-    wait_s: Annotated[float, typer.Option(help="batch_wait_timeout_s of the stages.")] = 0.01,
+    wait_s: Annotated[float, typer.Option(help="batch_wait_timeout_s of the stages.")] = 0.0,
 ) -> None:
     """Serve a ladder by hand until SIGINT."""
     ladder = Ladder.read(spec)

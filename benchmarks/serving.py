@@ -129,7 +129,9 @@ class Bencher:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, both systems run on both ladders.")] = 3,
     memory: Annotated[bool, typer.Option("--memory", help="Also the router's memory over 50,000 requests.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything that was measured.")] = None,
@@ -183,7 +185,7 @@ def facts(bench: Bench, found: dict[tuple[str, str], list[Given | None]]) -> dic
     return {
         "title": bench.title,
         "stages": [stage.name for stage in spec.stages],
-        "base_prices": [stage.base_price for stage in spec.stages],
+        "base_prices": spec.base_prices,
         "rows": len(ours),
         "accuracy": {"by hand": accuracy(by_hand, bench.labels), "cascade": accuracy(ours, bench.labels)},
         "escalated": float(np.mean([answer is not None and answer.stage != spec.stages[0].name for answer in ours])),

@@ -57,6 +57,7 @@ class System:
     def wait_for_answer(self, request: bytes, timeout_s: float = 180.0) -> float:
         """Ask until the server answers with 200; seconds since it was started."""
         path, headers, body = _split(request)
+        last = "nothing listened"
         while time.perf_counter() - self.started_s < timeout_s:
             if self._server.poll() is not None:
                 raise SystemFailed(f"the server exited with {self._server.returncode}:\n{self._log_end()}")
@@ -64,12 +65,13 @@ class System:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
                 connection.request("POST", path, body, headers)
                 response = connection.getresponse()
-                response.read()
+                content = response.read()
                 connection.close()
+                last = f"{response.status} {content[:500]!r}"
                 if response.status == 200:
                     return time.perf_counter() - self.started_s
             time.sleep(0.1)
-        raise SystemFailed(f"no answer after {timeout_s:g} s:\n{self._log_end()}")
+        raise SystemFailed(f"no answer after {timeout_s:g} s, last came {last}:\n{self._log_end()}")
 
     def refresh(self) -> None:
         """Look for processes that belong to it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.policy.gain import Curve, Judge
@@ -32,6 +33,9 @@ INLINE_LIMIT_S = 0.002
 """A router-placed stage whose full batch takes longer than this gets a thread of its own, so that the loop stays free."""
 ROUTER_ONGOING = 16384
 """Requests that Serve lets into one router; admission is the policy's business, so Serve's own limit must not bite."""
+
+QUIET = LoggingConfig(enable_access_log=False)
+"""A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
 
 
 class AppArgs(BaseModel):
@@ -65,6 +69,7 @@ def build(args: AppArgs) -> serve.Application:
         num_replicas=spec.router.replicas,
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus},
+        logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
@@ -80,6 +85,7 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         # The routers count their own calls; one more lets a call in while Serve still counts one that was given up.
         max_ongoing_requests=stage.calls_per_replica * ladder.spec.router.replicas + 1,
         ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
+        logging_config=QUIET,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(StageReplica)

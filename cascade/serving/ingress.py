@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cascade import __version__
-from cascade.errors import CascadeError, DeadlineExceeded, NotReady, PayloadTooLarge, UnknownModel
+from cascade.errors import CascadeError, NotReady, PayloadTooLarge, UnknownModel
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
 from cascade.spec import Ladder
@@ -140,8 +140,6 @@ class Ingress:
         deadline, admission = self._spec.deadline, self._spec.admission
         spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading the body came out of the client's time
         budget_s = time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s
-        if budget_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the whole request had come")
         answers = await router.answer(
             request.inputs,
             request.rows,

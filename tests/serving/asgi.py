@@ -50,7 +50,7 @@ class Client:
         Args:
             method: its method.
             path: its path as sent, with the query.
-            body: all of it, or its chunks.
+            body: all of it, or its chunks, which are taken as the application reads them.
             headers: names and values, or raw pairs; a content-length is sent only if it is among them.
             leave: whether the client goes away after the last chunk instead of ending the body.
 
@@ -70,16 +70,15 @@ class Client:
             "root_path": self.root_path,
             "headers": list(raw),
         }
-        chunks = [body] if isinstance(body, bytes) else list(body)
-        arriving: list[dict[str, Any]] = [{"type": "http.request", "body": c, "more_body": True} for c in chunks]
-        if leave:
-            arriving.append({"type": "http.disconnect"})
-        else:
-            arriving[-1]["more_body"] = False
+        chunks = iter([body] if isinstance(body, bytes) else body)
+        end = {"type": "http.disconnect"} if leave else {"type": "http.request", "body": b"", "more_body": False}
+        ending = iter([end])
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
-            return arriving.pop(0) if arriving else await asyncio.Event().wait()
+            for chunk in chunks:
+                return {"type": "http.request", "body": chunk, "more_body": True}
+            return next(ending, None) or await asyncio.Event().wait()
 
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
