@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -27,7 +27,7 @@ from ladders import Bench, derive
 from measure import Given, accuracy, check, measure, router_memory
 from rich.console import Console
 from systems import System, SystemFailed
-from tables import show, targets, write_section
+from tables import show, show_settings, targets, write_section
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parent / "deployments" / "fashion" / "cascade.yaml"
@@ -35,11 +35,36 @@ RESULTS = HERE.parent / "docs" / "results.md"
 CONNECTIONS = (1, 32, 128)
 SETTLE_S = 3.0
 """After the first answer HAProxy is replaced once more, to learn of the router; the old one closes its connections."""
-BY_HAND = {"stage-ongoing": 128, "wait-s": 0.0}
-"""Best of those tried for the hand-written one, see README.md."""
 MEMORY_REQUESTS = 50_000
 MEMORY_WARM = 10_000
 """Requests after which the router's buffers and pools have their size."""
+
+
+class Setting(NamedTuple):
+    """What a user may tune in the stages of the hand-written cascade.
+
+    Attributes:
+        max_ongoing_requests: calls that Serve lets into a replica.
+        batch_wait_timeout_s: how long `@serve.batch` waits for a batch to fill.
+    """
+
+    max_ongoing_requests: int
+    batch_wait_timeout_s: float
+
+    def __str__(self) -> str:
+        return f"max_ongoing_requests={self.max_ongoing_requests}, batch_wait_timeout_s={self.batch_wait_timeout_s:g}"
+
+
+TRIED = (
+    Setting(128, 0.0),
+    Setting(128, 0.002),
+    Setting(128, 0.005),
+    Setting(32, 0.0),
+    Setting(32, 0.005),
+    Setting(32, 0.01),
+)
+BY_HAND = TRIED[4]
+"""Best of those tried, see README.md."""
 
 console = Console(stderr=True)
 result_console = Console()
@@ -65,11 +90,12 @@ class Bencher:
         self.found: dict[tuple[str, str], list[Given | None]] = {}
 
     @contextmanager
-    def running(self, bench: Bench, name: str) -> Iterator[System]:
+    def running(self, bench: Bench, name: str, setting: Setting = BY_HAND) -> Iterator[System]:
         """One system, started, answering and settled."""
         if name == "by hand":
-            options = [text for key, value in BY_HAND.items() for text in (f"--{key}", str(value))]
-            command = [sys.executable, str(HERE / "handwritten.py"), str(bench.spec), *options]
+            command = [sys.executable, str(HERE / "handwritten.py"), str(bench.spec)]
+            command += ["--stage-ongoing", str(setting.max_ongoing_requests)]
+            command += ["--wait-s", str(setting.batch_wait_timeout_s)]
         else:
             command = [str(Path(sys.executable).parent / "cascade"), "serve", str(bench.spec)]
         port = self._port + (name == "cascade")
@@ -84,11 +110,11 @@ class Bencher:
             if not system.stop():
                 console.print(f"[red]{name} did not stop by itself; its processes were killed[/red]")
 
-    def round(self, bench: Bench, name: str, number: int) -> None:
+    def round(self, bench: Bench, name: str, number: int, setting: Setting = BY_HAND) -> None:
         """All measurements of one system on one ladder, once."""
         requests = self.requests(bench, name)
         stages = [stage.name for stage in bench.ladder.spec.stages]
-        with self.running(bench, name) as system:
+        with self.running(bench, name, setting) as system:
             found = check(system, requests, stages)
             if None in found:
                 raise SystemFailed(
@@ -105,7 +131,8 @@ class Bencher:
                     warm_s=self._warm_s,
                     seconds=self._seconds,
                 )
-                self.points.append({"ladder": bench.title, "system": name, "round": number, **asdict(point)})
+                facts = {"ladder": bench.title, "system": name, "setting": str(setting), "round": number}
+                self.points.append(facts | asdict(point))
                 console.print(
                     f"{bench.title}, {name}, {connections} connections: {point.throughput:,.0f} requests/s, "
                     f"p50 {point.p50_ms:.2f} ms, {point.cpu_ms:.3f} CPU-ms a request; client {point.client_share:.2f} "
@@ -129,12 +156,11 @@ class Bencher:
 
 
 def main(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, both systems run on both ladders.")] = 3,
     memory: Annotated[bool, typer.Option("--memory", help="Also the router's memory over 50,000 requests.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything that was measured.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Only compare settings of the hand-written one.")] = False,
     docs: Annotated[Path, typer.Option(help="Markdown file whose section is replaced.")] = RESULTS,
     spec: Annotated[Path, typer.Option(help="Ladder to derive both from; its input is called image.")] = SHIPPED,
     port: Annotated[int, typer.Option(help="First of two free ports.")] = 8200,
@@ -152,6 +178,12 @@ def main(
             (folder / title).mkdir()
             benches.append(derive(spec.resolve(), folder / title, rungs, rows, title))
         bencher = Bencher(folder, port, warm_s, seconds)
+        if tune:
+            for number in range(rounds):
+                for setting in TRIED:
+                    bencher.round(benches[0], "by hand", number, setting)
+            show_settings(bencher.points, result_console)
+            return
         for number in range(rounds):
             for bench in benches:
                 for system in ("by hand", "cascade"):
@@ -164,7 +196,7 @@ def main(
         "machine": machine(),
         "rounds": rounds,
         "seconds": seconds,
-        "by_hand": f"max_ongoing_requests={BY_HAND['stage-ongoing']}, batch_wait_timeout_s={BY_HAND['wait-s']}",
+        "by_hand": str(BY_HAND),
         "ladders": [facts(bench, bencher.found) for bench in benches],
         "starts": bencher.starts,
         "points": bencher.points,

@@ -6,7 +6,6 @@ routes and codecs from `cascade.wire`, and the router as something that answers 
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from math import inf
 from typing import Any
@@ -74,7 +73,8 @@ class Ingress:
         self._signature = signature_of(ladder)
         self._limits = Limits(max_rows=spec.limits.max_rows, priorities=spec.admission.priorities)
         self._stage_names = [stage.name for stage in spec.stages]
-        self._outcomes: Counter[str] = Counter()
+        self._answered = 0
+        self._refused = 0
         self._success_ns = 0
         self._last_inference_ms = 0
 
@@ -95,7 +95,12 @@ class Ingress:
             if route.model is not None:
                 self._check_model(route)
             if route.kind is RouteKind.INFER:
-                status, headers, body = 200, *await self._infer(facts, receive)
+                try:
+                    status, headers, body = 200, *await self._infer(facts, receive)
+                except Exception:
+                    self._refused += 1
+                    raise
+                self._answered += 1
             else:
                 status, body = self._document(route)
                 headers = answer_headers(len(body), None)
@@ -123,7 +128,6 @@ class Ingress:
     def _refusal(self, error: Exception, facts: HeaderFacts) -> tuple[int, Headers, bytes]:
         if not isinstance(error, CascadeError):
             logger.exception("unexpected error")
-        self._outcomes[error.code if isinstance(error, CascadeError) else CascadeError.code] += 1
         reply = problem(error, facts.request_id)
         return reply.status, reply.headers, reply.body
 
@@ -156,7 +160,6 @@ class Ingress:
             parameters=self._parameters(answers),
         )
         answer_body, encoding = compress(answer_body, facts.accept_encoding)
-        self._outcomes["answered"] += 1
         self._success_ns += time.perf_counter_ns() - started_ns
         self._last_inference_ms = time.time_ns() // 1_000_000
         return answer_headers(
@@ -224,16 +227,15 @@ class Ingress:
     def _statistics(self) -> list[metadata.ModelStatistics]:
         counts = self._require_router().policy.counts
         version = self._spec.version
-        refused = sum(count for outcome, count in self._outcomes.items() if outcome != "answered")
         entries = [
             metadata.ModelStatistics(
                 name=self._spec.name,
                 version=version,
                 inference_count=counts.answered,
-                execution_count=self._outcomes["answered"],
+                execution_count=self._answered,
                 last_inference_ms=self._last_inference_ms,
-                success=metadata.Duration(self._outcomes["answered"], self._success_ns),
-                fail=metadata.Duration(refused, 0),
+                success=metadata.Duration(self._answered, self._success_ns),
+                fail=metadata.Duration(self._refused, 0),
             )
         ]
         for name, stage in zip(self._stage_names, counts.stages, strict=True):

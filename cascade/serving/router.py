@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,10 +134,8 @@ class Router:
         requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost) for row in range(rows)]
         walks = self.policy.arrived(now, requests)
         if isinstance(walks, Shed):
-            raise Overloaded(
-                f"the first stage would begin in {walks.wait_s:.3f} s, too late for a deadline of {budget_s:g} s",
-                walks.retry_after_s,
-            )
+            when = f"would begin in {walks.wait_s:.3f} s" if isfinite(walks.wait_s) else "is out"
+            raise Overloaded(f"the first stage {when}, too late for a deadline of {budget_s:g} s", walks.retry_after_s)
         self._schedule_pump()
         try:
             return await message.done
@@ -146,6 +144,7 @@ class Router:
             if message.missing:
                 for walk in walks:
                     self.policy.cancelled(walk)
+            message.inputs = {}  # the policy's timers still hold the message until its deadline
 
     async def close(self) -> None:
         """Cancel every call that is under way."""

@@ -105,7 +105,7 @@ class InferRequest(NamedTuple):
         rows: number of rows.
         timeout_s: the parameter ``timeout`` in seconds; None if absent or 0, which mean the default.
         priority: the parameter ``priority``, 1 to ``Limits.priorities``; None if absent or 0.
-        max_cost: the parameter ``cascade_max_cost``, most that the request may spend; None if absent.
+        max_cost: the parameter ``cascade_max_cost``, most that each of its rows may spend; None if absent.
     """
 
     id: str | None

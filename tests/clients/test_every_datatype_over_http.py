@@ -38,7 +38,7 @@ def test_no_element_of_any_datatype_is_lost_on_the_way(
 ) -> None:
     data = checksum_rows(rows, seed=rows)
     outputs = [triton.InferRequestedOutput("label", binary_data=binary)]
-    result = client.infer("checksum", tensors(data, binary=binary), outputs=outputs)
+    result = client.infer("checksum", tensors(data, binary=binary), outputs=outputs, timeout=20_000_000)
     assert (result.as_numpy("label") == checksum(data)).all()
     assert result.get_response()["model_version"] == "7"
 
@@ -47,7 +47,7 @@ def test_rows_of_one_request_leave_at_different_stages(client: triton.InferenceS
     seen = set()
     for seed in range(20):
         data = checksum_rows(1, seed=seed)
-        parameters = client.infer("checksum", tensors(data, binary=True)).get_response()["parameters"]
+        parameters = client.infer("checksum", tensors(data, binary=True), timeout=20_000_000).get_response()["parameters"]
         seen.add((parameters["cascade_stage"], parameters["cascade_exit_reason"]))
     assert seen == {("rough", "confident"), ("exact", "last_stage")}
 
@@ -60,7 +60,7 @@ async def test_values_that_are_not_finite_are_refused_and_batch_mates_are_unharm
     bad["single"][3, 0] = value
     good = [checksum_rows(5, seed=seed) for seed in range(4, 20)]
     async with triton_aio.InferenceServerClient(f"127.0.0.1:{every_datatype.port}") as client:
-        asked = [client.infer("checksum", tensors(data, binary=True)) for data in (bad, *good)]
+        asked = [client.infer("checksum", tensors(data, binary=True), timeout=20_000_000) for data in (bad, *good)]
         refused, *answered = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(refused, InferenceServerException)
     assert refused.status() == "400"

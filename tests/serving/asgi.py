@@ -70,9 +70,11 @@ class Client:
             "root_path": self.root_path,
             "headers": list(raw),
         }
-        chunks = iter([body] if isinstance(body, bytes) else body)
-        end = {"type": "http.disconnect"} if leave else {"type": "http.request", "body": b"", "more_body": False}
-        ending = iter([end])
+        # Servers put a body that came whole into one last message; pieces are followed by an empty one.
+        whole = isinstance(body, bytes) and not leave
+        chunks = iter([] if whole else [body] if isinstance(body, bytes) else body)
+        last = {"type": "http.request", "body": body if whole else b"", "more_body": False}
+        ending = iter([{"type": "http.disconnect"} if leave else last])
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
