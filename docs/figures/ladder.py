@@ -3,9 +3,10 @@
 The rows walk the ladder by the policy's own functions, unloaded: on while the value of going on exceeds the price.
 
     cascade profile deployments/fashion/cascade.yaml --split test --out deployments/fashion/calibration/test-outcomes.npz
-    python docs/figures/ladder.py
+    python docs/figures/ladder.py [OUT]
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def accuracy_and_cost(table: OutcomeTable, exit_stage: NDArray[np.intp]) -> tupl
     return float(right), float(np.cumsum(table.cost)[exit_stage].mean())
 
 
-def main() -> None:
+def main(out: Path) -> None:
     """Draw the figure, and print the numbers that are in it."""
     plt.switch_backend("Agg")
     ladder = Ladder.read(SPEC)
@@ -92,7 +93,7 @@ def main() -> None:
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(OUT, metadata={"Date": None})
+    figure.savefig(out, metadata={"Date": None})
 
     for name, right, cost in singles:
         print(f"{name:8} {right:8.2%}  {cost:14,.0f}")
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else OUT)
