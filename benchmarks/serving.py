@@ -131,7 +131,7 @@ class Bencher:
                     warm_s=self._warm_s,
                     seconds=self._seconds,
                 )
-                facts = {"ladder": bench.title, "system": name, "setting": str(setting), "round": number}
+                facts = {"ladder": bench.title, "system": name, "setting": list(setting), "round": number}
                 self.points.append(facts | asdict(point))
                 console.print(
                     f"{bench.title}, {name}, {connections} connections: {point.throughput:,.0f} requests/s, "
@@ -156,7 +156,9 @@ class Bencher:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, both systems run on both ladders.")] = 3,
     memory: Annotated[bool, typer.Option("--memory", help="Also the router's memory over 50,000 requests.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything that was measured.")] = None,
@@ -182,6 +184,8 @@ def main(
             for number in range(rounds):
                 for setting in TRIED:
                     bencher.round(benches[0], "by hand", number, setting)
+            if out is not None:
+                out.write_bytes(orjson.dumps(bencher.points, option=orjson.OPT_INDENT_2))
             show_settings(bencher.points, result_console)
             return
         for number in range(rounds):

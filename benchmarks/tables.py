@@ -74,7 +74,9 @@ def targets(document: dict[str, Any]) -> list[Target]:
             for start in document["starts"]
             if (start["ladder"], start["system"]) == (ladder["title"], "cascade")
         )
-        found.append(Target(f"start to first answer, {ladder['title']}", "25 s or less", f"{slowest:.1f} s", slowest <= 25))
+        found.append(
+            Target(f"start to first answer, {ladder['title']}", "25 s or less", f"{slowest:.1f} s", slowest <= 25)
+        )
     wrong = sum(point["wrong"] for point in document["points"])
     answered = sum(point["answered"] for point in document["points"])
     found.append(Target("failed or different answers under load", "none", f"{wrong:,} of {answered:,}", wrong == 0))
@@ -105,12 +107,12 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 def show_settings(points: Sequence[dict[str, Any]], console: Console) -> None:
     """Print what each setting of the hand-written cascade came to."""
-    table = Table(title="by hand, by setting of its stages", title_justify="left")
+    table = Table(title="by hand: max_ongoing_requests and batch_wait_timeout_s of its stages", title_justify="left")
     for column in ("setting", "connections", *(name for _, name, _ in METRICS)):
         table.add_column(column, justify="left" if column == "setting" else "right")
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for point in points:
-        groups.setdefault((point["setting"], point["connections"]), []).append(point)
+        groups.setdefault((", ".join(map(str, point["setting"])), point["connections"]), []).append(point)
     for (setting, connections), group in groups.items():
         cells = [_spread([point[metric] for point in group], digits) for metric, _, digits in METRICS]
         table.add_row(setting, str(connections), *cells)
@@ -168,7 +170,8 @@ def _rows(document: dict[str, Any], ladder: str) -> Iterator[tuple[str, ...]]:
     for connections in sorted({point["connections"] for point in document["points"]}):
         for metric, name, digits in METRICS:
             cells = [
-                _spread(values(document, ladder, system, connections, metric), digits) for system in ("by hand", "cascade")
+                _spread(values(document, ladder, system, connections, metric), digits)
+                for system in ("by hand", "cascade")
             ]
             times = ratio(document, ladder, connections, metric)
             yield str(connections), name, *cells, f"x{times:.1f}" if times >= 1 else f"1/{1 / times:.1f}"
