@@ -156,9 +156,7 @@ class Bencher:
 
 
 def main(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round, for trying it out; docs are left alone.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, both systems run on both ladders.")] = 3,
     memory: Annotated[bool, typer.Option("--memory", help="Also the router's memory over 50,000 requests.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything that was measured.")] = None,

@@ -74,9 +74,7 @@ def targets(document: dict[str, Any]) -> list[Target]:
             for start in document["starts"]
             if (start["ladder"], start["system"]) == (ladder["title"], "cascade")
         )
-        found.append(
-            Target(f"start to first answer, {ladder['title']}", "25 s or less", f"{slowest:.1f} s", slowest <= 25)
-        )
+        found.append(Target(f"start to first answer, {ladder['title']}", "25 s or less", f"{slowest:.1f} s", slowest <= 25))
     wrong = sum(point["wrong"] for point in document["points"])
     answered = sum(point["answered"] for point in document["points"])
     found.append(Target("failed or different answers under load", "none", f"{wrong:,} of {answered:,}", wrong == 0))
@@ -170,8 +168,7 @@ def _rows(document: dict[str, Any], ladder: str) -> Iterator[tuple[str, ...]]:
     for connections in sorted({point["connections"] for point in document["points"]}):
         for metric, name, digits in METRICS:
             cells = [
-                _spread(values(document, ladder, system, connections, metric), digits)
-                for system in ("by hand", "cascade")
+                _spread(values(document, ladder, system, connections, metric), digits) for system in ("by hand", "cascade")
             ]
             times = ratio(document, ladder, connections, metric)
             yield str(connections), name, *cells, f"x{times:.1f}" if times >= 1 else f"1/{1 / times:.1f}"
