@@ -161,8 +161,12 @@ def main(
     memory: Annotated[bool, typer.Option("--memory", help="Also the router's memory over 50,000 requests.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for everything that was measured.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Only compare settings of the hand-written one.")] = False,
-    docs: Annotated[Path, typer.Option(help="Markdown file whose section is replaced.")] = RESULTS,
-    spec: Annotated[Path, typer.Option(help="Ladder to derive both from; its input is called image.")] = SHIPPED,
+    docs: Annotated[
+        Path, typer.Option(help="Markdown file whose section is replaced.", show_default="docs/results.md")
+    ] = RESULTS,
+    spec: Annotated[
+        Path, typer.Option(help="Ladder to derive from; its input is called image.", show_default="the shipped one")
+    ] = SHIPPED,
     port: Annotated[int, typer.Option(help="First of two free ports.")] = 8200,
 ) -> None:
     """Compare `cascade serve` with the cascade that a Ray Serve user would write by hand."""
