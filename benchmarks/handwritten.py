@@ -16,9 +16,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 
+from cascade.assembly import read_artefacts
+from cascade.policy.gain import Earlier
 from cascade.policy.price import continuation_value
 from cascade.profiling import load_network
-from cascade.serving.app import judges, read_artefacts
 from cascade.serving.local import OBJECT_STORE_BYTES, cpus_needed
 from cascade.spec import Ladder
 
@@ -46,24 +47,26 @@ class Router:
 
     def __init__(self, ladder: Ladder, *stages: DeploymentHandle) -> None:
         self._stages = stages
-        self._judges = judges(read_artefacts(ladder)[0])
+        self._judges = [stage.judge() for stage in read_artefacts(ladder)[0].stages]
         self._prices = ladder.spec.base_prices
 
     async def __call__(self, request: Request) -> dict[str, int]:
         """Answer one image, 784 bytes."""
         image = np.frombuffer(await request.body(), np.uint8).reshape(28, 28)
+        earlier = None
         for index, stage in enumerate(self._stages):
             logits = await stage.remote(image)
-            if not self._worth_going_on(index, logits):
+            judgement = self._judges[index](logits[np.newaxis], earlier)
+            if not self._worth_going_on(index, judgement.gains):
                 break
-        return {"label": int(logits.argmax()), "stage": index}
+            earlier = Earlier(judgement.probabilities, judgement.p_correct)
+        return {"label": int(judgement.probabilities.argmax()), "stage": index}
 
-    def _worth_going_on(self, index: int, logits: np.ndarray) -> bool:
-        """The gain depends on the confidence alone, so this is a threshold on it, fixed by the prices."""
+    def _worth_going_on(self, index: int, gains: np.ndarray) -> bool:
+        """The same thresholds as cascade's, fixed by the prices."""
         behind = range(index + 1, len(self._stages))
         if not behind:
             return False
-        gains = self._judges[index](logits[np.newaxis]).gains
         return bool(continuation_value(gains, index, behind, self._prices)[0] > self._prices[index + 1])
 
 

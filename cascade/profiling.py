@@ -20,8 +20,8 @@ from torch import nn
 
 from cascade import __version__
 from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile, StageService
-from cascade.calibration.fitting import fit_service_time
 from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.service_time import fit_service_time
 from cascade.errors import ConfigError, SpecError
 from cascade.models.stage import Arrays, TorchStage, load_weights
 from cascade.spec import Ladder, StageSpec

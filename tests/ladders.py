@@ -134,12 +134,13 @@ def make_router(
     *,
     kind: type[Router] = Router,
     wait_share: float = 0.2,
+    reading: Sequence[Judge] | None = None,
 ) -> Router:
     """A router over these stages whose clock is the event loop's; must be called in the loop."""
     configs = configs or [config(cost=10.0**k) for k in range(len(stages))]
     return kind(
         Policy(configs, usual_deadline_s=1.0, wait_share=wait_share, seed=1),
-        judges(len(stages)),
+        reading or judges(len(stages)),
         stages,
         classes=2,
         margin_s=0.02,

@@ -11,9 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.policy.gain import Curve, Judge, LogisticGain
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -66,23 +68,56 @@ class Knots(_Part):
             raise ValueError("x must be strictly ascending")
         return self
 
+    def curve(self) -> Curve:
+        """The function."""
+        return Curve.of(self.x, self.y)
 
-class CrossValidation(_Part):
+
+class HeldOutError(_Part):
     """Mean squared error of the estimators of a gain, on rows that they were not fitted on."""
 
     isotonic: Annotated[float, Field(ge=0)]
     """Of the curve that never rises with confidence."""
     binned: Annotated[float, Field(ge=0)]
     """Of the curve of any shape."""
+    logistic: Annotated[float, Field(ge=0)] | None = None
+    """Of the learned model; None where it was not tried, because the table has only scores or too many classes."""
 
 
 class GainCurve(Knots):
     """E[1(dearer right) - 1(this right) | confidence], in [-1, 1]."""
 
     method: Literal["isotonic", "binned"]
-    """The estimator with the smaller error."""
-    cv_error: CrossValidation
-    """The errors of both."""
+    """The estimator that was chosen."""
+    held_out: HeldOutError
+    """The errors of all."""
+
+    def estimator(self) -> Curve:
+        """The function from confidence to gain."""
+        return self.curve()
+
+
+class LearnedGain(_Part):
+    """P(dearer right, this wrong) - P(dearer wrong, this right), given several features of the evidence."""
+
+    method: Literal["logistic"]
+    """The estimator that was chosen."""
+    mended: Annotated[tuple[float, ...], Field(min_length=7)]
+    """Weights of the first event: constant, top probability, margin, entropy, agreement, then one for each class."""
+    spoilt: Annotated[tuple[float, ...], Field(min_length=7)]
+    """Weights of the second, in the same order."""
+    held_out: HeldOutError
+    """The errors of all."""
+
+    @model_validator(mode="after")
+    def _reads_the_same(self) -> Self:
+        if len(self.mended) != len(self.spoilt):
+            raise ValueError(f"mended has {len(self.mended)} weights, spoilt has {len(self.spoilt)}")
+        return self
+
+    def estimator(self) -> LogisticGain:
+        """The function from features to gain."""
+        return LogisticGain(np.asarray(self.mended), np.asarray(self.spoilt))
 
 
 class StageCalibration(_Part):
@@ -96,10 +131,16 @@ class StageCalibration(_Part):
     """T of softmax(logits / T); 1 where the table had only scores."""
     p_correct: Knots
     """Probability of being right by confidence, strictly between 0 and 1, on the rows counted by ``rows``."""
-    gains: dict[str, GainCurve]
+    gains: dict[str, Annotated[GainCurve | LearnedGain, Field(discriminator="method")]]
     """Gain of each dearer stage by its name, cheapest first, on the rows counted by ``rows``."""
+    history_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Exponent of the probabilities of the stages passed, multiplied into this stage's own; 0 replaces them by its own."""
+    recall: Knots | None = None
+    """Probability that its own answer is right: an earlier answer that is more probably right is kept. None: never."""
     accuracy: Share
-    """Share of the table's rows, all of them, that the stage has right."""
+    """Share of the table's rows, all of them, that the stage itself has right."""
+    served_accuracy: Share
+    """Share of them for which the answer given on stopping at this stage is right."""
     rows: Annotated[int, Field(ge=1)]
     """Rows that the stage was fitted on: those that reach it at ``Calibration.prices``, or all if those are few."""
     ece_before: Share | None
@@ -115,7 +156,19 @@ class StageCalibration(_Part):
     def _is_never_certain(self) -> Self:
         if not all(0 < y < 1 for y in self.p_correct.y):
             raise ValueError("p_correct must lie strictly between 0 and 1")
+        if self.recall is not None and self.history_weight:
+            raise ValueError("a stage recalls earlier answers or combines with them, not both")
         return self
+
+    def judge(self) -> Judge:
+        """How to read the stage's evidence."""
+        return Judge(
+            self.temperature,
+            self.p_correct.curve(),
+            tuple(gain.estimator() for gain in self.gains.values()),
+            self.history_weight,
+            None if self.recall is None else self.recall.curve(),
+        )
 
 
 class TableSource(_Part):

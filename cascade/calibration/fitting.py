@@ -1,27 +1,31 @@
-"""From an outcome table to a `Calibration`, and from measured batches to a service-time model.
+"""From an outcome table to a `Calibration`. Runs the estimators of the modules beside it over the stages; knows no model.
 
-Runs the estimators of `scores` and `gains` over the stages of a table. Knows no model and no file.
+Two passes. The first settles what each stage answers: its temperature, and whether earlier answers are recalled or combined
+with its own. The second fits, on the rows that reach a stage, how probably its answer is right and what every dearer stage
+would gain over it; a gain needs the dearer stage's answer, hence the order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 import cascade
-from cascade.calibration.artefact import Calibration, CrossValidation, GainCurve, Knots, StageCalibration, TableSource
-from cascade.calibration.gains import FOLDS, fit_gain
-from cascade.calibration.outcomes import OutcomeTable
-from cascade.calibration.scores import (
-    Floats,
-    confidence,
-    fit_temperature,
-    log_probabilities,
-    p_correct_curve,
-    reliability,
-    significant,
+from cascade.calibration.answering import Answering, Answers, answer_stage, improves
+from cascade.calibration.artefact import (
+    Calibration,
+    GainCurve,
+    HeldOutError,
+    Knots,
+    LearnedGain,
+    StageCalibration,
+    TableSource,
 )
+from cascade.calibration.gain_model import fit_logistic_gain
+from cascade.calibration.gains import FOLDS, Method, fit_gain
+from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.scores import Floats, p_correct_curve, reliability, significant
 from cascade.errors import ConfigError, TableError
 from cascade.policy.gain import Curve
 from cascade.policy.price import continuation_value
@@ -30,7 +34,10 @@ MIN_ROWS = 20
 """Fewest rows that anything is fitted on."""
 MIN_REACHED = 200
 """Fewest reaching rows that stand for a stage's traffic; below it, the noise of few rows outweighs the bias of all."""
+MANY_ROWS = 10_000
+"""With more, a learned gain is tried on one fold instead of all: the choice is clear enough, and costs a fifth."""
 
+Bools = NDArray[np.bool_]
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what comes next."""
 
@@ -42,10 +49,11 @@ def fit(
     ladder: str,
     split: str | None = None,
     prices: Sequence[float] | None = None,
+    answers: Answers = "best",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Fit temperatures, p(correct) curves and the gain curves of every pair of stages.
+    """Fit temperatures, the way to answer, p(correct) curves and the gain of every pair of stages.
 
     Calibration over all rows does not survive routing: the rows that a cheap stage passes on are harder than their
     confidence at the next stage tells. So each stage is fitted on the rows that reach it when nothing is loaded: row by
@@ -57,6 +65,8 @@ def fit(
         ladder: name of the ladder.
         split: use only the rows of this split.
         prices: price of each stage, the operating point that decides which rows reach a stage; zeros if left out.
+        answers: ``best`` lets a stage recall or combine earlier answers where that is right more often on rows held out;
+            ``replace`` has every stage answer for itself.
         seed: of the divisions for cross-validation.
         progress: told about each step.
 
@@ -72,21 +82,16 @@ def fit(
     prices = (0.0,) * len(table.stages) if prices is None else tuple(prices)
     if len(prices) != len(table.stages):
         raise ConfigError(f"expected one price for each of {len(table.stages)} stages, got {len(prices)}")
-    right = {stage: rows.correct(stage) for stage in rows.stages}
-    reached = np.ones(rows.rows, dtype=np.bool_)
-    stages: list[StageCalibration] = []
+    tell = _teller(progress, 2 * len(rows.stages))
+    fitting = _Fitting(rows, prices, seed)
+    for stage in rows.stages:
+        tell(f"answers of {stage}")
+        fitting.settle_answers(answers)
+    stages = []
     for index, stage in enumerate(rows.stages):
-        if progress is not None:
-            progress(index, len(rows.stages), f"stage {stage}")
-        fitted = reached if int(reached.sum()) >= MIN_REACHED else np.ones_like(reached)
-        calibrated, confidences = _fit_stage(rows, stage, digests[stage], right, fitted, seed)
-        stages.append(calibrated)
-        if calibrated.gains:
-            gains = np.column_stack([Curve.of(g.x, g.y)(confidences) for g in calibrated.gains.values()])
-            dearer = range(index + 1, len(rows.stages))
-            reached &= continuation_value(gains, index, dearer, prices) > prices[index + 1]
-    if progress is not None:
-        progress(len(rows.stages), len(rows.stages), "done")
+        tell(f"gains over {stage}")
+        stages.append(fitting.calibrate(index, digests[stage]))
+    tell("done")
     return Calibration(
         format_version=1,
         created_by=f"cascade {cascade.__version__}",
@@ -97,72 +102,137 @@ def fit(
     )
 
 
-def fit_service_time(rows: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Fit batch time a + b n with a, b >= 0, minimising relative errors: sum_i ((a + b n_i - t_i) / t_i)^2.
+def _teller(progress: Progress | None, steps: int) -> Callable[[str], None]:
+    done = iter(range(steps + 1))
 
-    Args:
-        rows: batch sizes n, at least one.
-        seconds: time of each, above 0.
+    def tell(what: str) -> None:
+        if progress is not None:
+            progress(next(done), steps, what)
 
-    Returns:
-        a and b, in seconds.
-    """
-    times = np.asarray(seconds, dtype=np.float64)
-    if len(rows) != len(times) or not len(times) or not np.all(np.isfinite(times) & (times > 0)):
-        raise ConfigError(f"expected a time above 0 for each of {len(rows)} batch sizes, got {list(seconds)}")
-    design = np.column_stack([np.ones_like(times), np.asarray(rows, dtype=np.float64)])
-    (a_s, b_s), _ = nnls(design / times[:, None], np.ones_like(times))
-    return significant(a_s), significant(b_s)
+    return tell
 
 
-def _fit_stage(
-    table: OutcomeTable,
-    stage: str,
-    digest: str,
-    right: Mapping[str, NDArray[np.bool_]],
-    fitted: NDArray[np.bool_],
-    seed: int,
-) -> tuple[StageCalibration, Floats]:
-    """Fit one stage on the rows ``fitted``; also return its confidence on every row of the table, [N]."""
-    temperature = 1.0
-    nll: tuple[float, float] | tuple[None, None] = (None, None)
-    raw: Floats = table.score(stage)
-    confidences = raw
-    if table.has_probs(stage):
-        logits = log_probabilities(table.probs(stage))
-        found = fit_temperature(logits if fitted.all() else logits[fitted], table.labels[fitted])
-        temperature = significant(found.temperature)
-        nll = (significant(found.nll_before), significant(found.nll_after))
-        confidences = confidence(logits, temperature)
-    raw, used, correct = raw[fitted], confidences[fitted], right[stage][fitted]
-    is_probability = bool(raw.min() >= 0 and raw.max() <= 1 + 1e-6)
-    gains: dict[str, GainCurve] = {}
-    for dearer in table.stages[table.stages.index(stage) + 1 :]:
-        difference = right[dearer][fitted].astype(np.float64) - correct
-        gain = fit_gain(used, difference, seed=seed)
-        gains[dearer] = GainCurve(
-            **_knots(gain.curve),
-            method=gain.method,
-            cv_error=CrossValidation(
-                isotonic=significant(gain.cv_error["isotonic"]), binned=significant(gain.cv_error["binned"])
-            ),
+@dataclass
+class _Fitting:
+    """The state of the two passes over one table."""
+
+    table: OutcomeTable
+    prices: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._right = [self.table.correct(stage) for stage in self.table.stages]
+        self._answered: list[Answering] = []
+        self._reached = np.ones(self.table.rows, dtype=np.bool_)
+        self._before: tuple[Floats, Bools] | None = None  # p(correct) and correctness of the answers of the stage before
+
+    def settle_answers(self, answers: Answers) -> None:
+        """First pass, one stage further: what it answers every row with, and provisionally which rows go on."""
+        index = len(self._answered)
+        before = self._answered[-1] if index else None
+        fitted = self._fitted()
+        answering = answer_stage(self.table, self.table.stages[index], before, fitted, answers, self.seed)
+        self._answered.append(answering)
+        if before is not None:
+            before.log_probabilities = None  # as large as a stage of the table, and read only by the stage after
+        behind = self._right[index + 1 :]
+        if behind:
+            # Provisional: what dearer stages will answer is not settled yet, so each stands for itself.
+            confidences = answering.confidence
+            gains = np.column_stack(
+                [
+                    fit_gain(confidences[fitted], _difference(right[fitted], answering.right[fitted]), folds=0).curve(
+                        confidences
+                    )
+                    for right in behind
+                ]
+            )
+            self._keep_going(index, gains)
+        else:
+            self._reached = np.ones(self.table.rows, dtype=np.bool_)
+
+    def calibrate(self, index: int, digest: str) -> StageCalibration:
+        """Second pass, one stage: p(correct) and gains on the rows that reach it."""
+        answering, fitted = self._answered[index], self._fitted()
+        if self._before is not None:
+            answering.recall_again(*self._before)
+        confidences, right = answering.confidence, answering.right
+        used, correct = confidences[fitted], right[fitted]
+        p_correct = p_correct_curve(used, correct)
+        self._before = p_correct(confidences), right
+        gains: dict[str, GainCurve | LearnedGain] = {}
+        values = np.empty((self.table.rows, len(self.table.stages) - index - 1))
+        for place, dearer in enumerate(self._answered[index + 1 :]):
+            chosen, values[:, place] = self._gain(answering, dearer, fitted)
+            gains[self.table.stages[index + 1 + place]] = chosen
+        if gains:
+            self._keep_going(index, values)
+        raw, own = answering.raw[fitted], self._right[index][fitted]
+        is_probability = bool(raw.min() >= 0 and raw.max() <= 1 + 1e-6)
+        nll = (None, None) if answering.nll is None else tuple(significant(value) for value in answering.nll)
+        return StageCalibration(
+            name=self.table.stages[index],
+            digest=digest,
+            temperature=significant(answering.temperature),
+            p_correct=_knots(p_correct),
+            gains=gains,
+            history_weight=significant(answering.history_weight),
+            recall=None if answering.recall is None else _knots(answering.recall),
+            accuracy=significant(float(self._right[index].mean())),
+            served_accuracy=significant(float(right.mean())),
+            rows=int(fitted.sum()),
+            ece_before=significant(reliability(raw, own).ece) if is_probability else None,
+            ece_after=significant(_cross_validated_ece(used, correct, self.seed)),
+            nll_before=nll[0],
+            nll_after=nll[1],
         )
-    return StageCalibration(
-        name=stage,
-        digest=digest,
-        temperature=temperature,
-        p_correct=Knots(**_knots(p_correct_curve(used, correct))),
-        gains=gains,
-        accuracy=significant(float(right[stage].mean())),
-        rows=int(fitted.sum()),
-        ece_before=significant(reliability(raw, correct).ece) if is_probability else None,
-        ece_after=significant(_cross_validated_ece(used, correct, seed)),
-        nll_before=nll[0],
-        nll_after=nll[1],
-    ), confidences
+
+    def _fitted(self) -> Bools:
+        """Rows to fit the present stage on."""
+        return self._reached if int(self._reached.sum()) >= MIN_REACHED else np.ones_like(self._reached)
+
+    def _keep_going(self, index: int, gains: Floats) -> None:
+        dearer = range(index + 1, len(self.table.stages))
+        self._reached = self._reached & (continuation_value(gains, index, dearer, self.prices) > self.prices[index + 1])
+
+    def _gain(self, answering: Answering, dearer: Answering, fitted: Bools) -> tuple[GainCurve | LearnedGain, Floats]:
+        """The gain of one dearer stage, and its value for every row, [N]."""
+        confidences = answering.confidence
+        used, difference = confidences[fitted], _difference(dearer.right[fitted], answering.right[fitted])
+        found = fit_gain(used, difference, seed=self.seed)
+        errors = {name: significant(error) for name, error in found.held_out.items()}
+        features = answering.features
+        if features is not None:
+            is_better, error = self._learned(features[fitted], used, difference, found.method)
+            held_out = HeldOutError(**errors, logistic=significant(error))
+            if is_better:
+                model = fit_logistic_gain(features[fitted], difference)
+                mended, spoilt = tuple(model.mended.tolist()), tuple(model.spoilt.tolist())
+                return LearnedGain(method="logistic", mended=mended, spoilt=spoilt, held_out=held_out), model(features)
+        else:
+            held_out = HeldOutError(**errors)
+        knots = _knots(found.curve)
+        return GainCurve(x=knots.x, y=knots.y, method=found.method, held_out=held_out), found.curve(confidences)
+
+    def _learned(self, features: Floats, confidences: Floats, difference: Floats, method: Method) -> tuple[bool, float]:
+        """Whether the learned gain errs less on held-out rows, by more than chance would give; and its squared error."""
+        fold = np.random.default_rng(self.seed).permutation(len(difference)) % FOLDS
+        by_curve, by_model = [], []
+        for held_out in range(FOLDS if len(difference) <= MANY_ROWS else 1):
+            test = fold == held_out
+            curve = fit_gain(confidences[~test], difference[~test], folds=0, method=method).curve
+            model = fit_logistic_gain(features[~test], difference[~test])
+            by_curve.append(np.square(difference[test] - curve(confidences[test])))
+            by_model.append(np.square(difference[test] - model(features[test])))
+        errors = np.concatenate(by_model)
+        return improves(np.concatenate(by_curve), errors), float(errors.mean())
 
 
-def _cross_validated_ece(confidences: Floats, correct: NDArray[np.bool_], seed: int) -> float:
+def _difference(dearer: Bools, cheaper: Bools) -> Floats:
+    return dearer.astype(np.float64) - cheaper
+
+
+def _cross_validated_ece(confidences: Floats, correct: Bools, seed: int) -> float:
     """Calibration error of p(correct) curves on the rows that each was not fitted on."""
     fold = np.random.default_rng(seed).permutation(len(correct)) % FOLDS
     predicted = np.empty(len(correct))
@@ -172,5 +242,5 @@ def _cross_validated_ece(confidences: Floats, correct: NDArray[np.bool_], seed: 
     return reliability(predicted, correct).ece
 
 
-def _knots(curve: Curve) -> dict[str, tuple[float, ...]]:
-    return {"x": tuple(curve.x.tolist()), "y": tuple(curve.y.tolist())}
+def _knots(curve: Curve) -> Knots:
+    return Knots(x=tuple(curve.x.tolist()), y=tuple(curve.y.tolist()))

@@ -26,8 +26,8 @@ class GainFit:
 
     curve: Curve
     method: Method
-    cv_error: dict[Method, float]
-    """Mean squared error of each estimator on rows it was not fitted on; its floor is the variance of the gain."""
+    held_out: dict[Method, float]
+    """Mean squared error of each estimator tried, on rows it was not fitted on; its floor is the variance of the gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +83,29 @@ def binned_gain(confidences: Floats, difference: Floats) -> Curve:
 _ESTIMATORS: dict[Method, Callable[[Floats, Floats], Curve]] = {"isotonic": isotonic_gain, "binned": binned_gain}
 
 
-def fit_gain(confidences: Floats, difference: Floats, *, seed: int = 0) -> GainFit:
+def fit_gain(
+    confidences: Floats, difference: Floats, *, seed: int = 0, folds: int = FOLDS, method: Method = "isotonic"
+) -> GainFit:
     """Fit both estimators and keep the one with the smaller cross-validated squared error (isotonic on ties).
 
     Args:
-        confidences: [N] confidence of the cheaper stage, at least `FOLDS` rows.
+        confidences: [N] confidence of the cheaper stage, at least ``folds`` rows.
         difference: [N] 1(dearer right) - 1(cheaper right), in {-1, 0, 1}.
         seed: of the division into folds.
+        folds: how many; 0 tries nothing and fits ``method``.
+        method: the estimator where nothing is tried.
     """
-    fold = np.random.default_rng(seed).permutation(len(difference)) % FOLDS
+    if not folds:
+        return GainFit(_ESTIMATORS[method](confidences, difference), method, {})
+    fold = np.random.default_rng(seed).permutation(len(difference)) % folds
     errors: dict[Method, float] = {}
-    for method, estimator in _ESTIMATORS.items():
+    for name, estimator in _ESTIMATORS.items():
         squared = 0.0
-        for held_out in range(FOLDS):
+        for held_out in range(folds):
             test = fold == held_out
             curve = estimator(confidences[~test], difference[~test])
             squared += float(np.square(difference[test] - curve(confidences[test])).sum())
-        errors[method] = squared / len(difference)
+        errors[name] = squared / len(difference)
     method = min(errors, key=lambda name: errors[name])
     return GainFit(_ESTIMATORS[method](confidences, difference), method, errors)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.calibration.outcome_arrays import FORMS, Array, StageOutputs, check, frozen, listed, text
+from cascade.calibration.outcome_parquet import read_parquet, write_parquet
 from cascade.errors import TableError
 
 _BROKEN = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -47,7 +48,7 @@ class OutcomeTable:
         """Read and validate a table file.
 
         Raises:
-            TableError: the file is missing, is no npz, holds pickled objects, or breaks a rule of the format.
+            TableError: the file is missing, is neither npz nor Parquet, holds pickled objects, or breaks a rule of the format.
         """
         path = Path(path)
         reader = _READERS.get(path.suffix)
@@ -197,7 +198,14 @@ class OutcomeTable:
         return named
 
     def write(self, path: Path | str) -> None:
-        """Write the table as npz; equal tables give equal bytes (fixed time stamps, no compression)."""
+        """Write the table, as Parquet if the name ends so, else as npz: equal tables give equal bytes (no time stamps).
+
+        Raises:
+            TableError: Parquet was asked for and pyarrow is not installed.
+        """
+        if Path(path).suffix == ".parquet":
+            write_parquet(Path(path), self.arrays())
+            return
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for name, array in self.arrays().items():
                 member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -245,4 +253,4 @@ def _members(path: Path, archive: "np.lib.npyio.NpzFile") -> Iterator[tuple[str,
         yield name, array
 
 
-_READERS: Mapping[str, Callable[[Path], dict[str, Array]]] = MappingProxyType({".npz": _read_npz})
+_READERS: Mapping[str, Callable[[Path], dict[str, Array]]] = MappingProxyType({".npz": _read_npz, ".parquet": read_parquet})

@@ -6,7 +6,7 @@ Commands parse arguments, call the floors below and show what they return; nothi
 
 import typer
 
-from cascade.cli import offline, online
+from cascade.cli import calibrate, offline, online
 
 app = typer.Typer(
     name="cascade",
@@ -16,4 +16,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 offline.register(app)
+calibrate.register(app)
 online.register(app)

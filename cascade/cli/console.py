@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, ConfigError
 
 console = Console()
 errors = Console(stderr=True)
@@ -39,6 +40,16 @@ def progress_bar() -> Progress:
         console=errors,
         transient=not sys.stderr.isatty(),
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside, and say it plainly if that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def print_json(document: Any) -> None:

@@ -1,8 +1,6 @@
-"""Commands that need no server: check, profile, calibrate, schema."""
+"""Commands about one ladder that need no server: check, profile, schema."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cascade.calibration.artefact import Calibration, ServiceProfile
-from cascade.calibration.fitting import fit
-from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, print_json, progress_bar, usage_errors
+from cascade.cli.console import console, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
 from cascade.profiling import load_network
 from cascade.profiling import profile as run_profile
@@ -27,7 +23,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(check)
     app.command()(profile)
-    app.command()(calibrate)
     app.command()(schema)
 
 
@@ -69,16 +64,6 @@ def _calibration_problem(ladder: Ladder, digests: dict[str, str]) -> str | None:
     return None
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file that is written inside, and say it plainly if that cannot be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def profile(
     spec: SpecPath,
     split: Annotated[str, typer.Option(help="Which rows to run: calibration or test.")] = "calibration",
@@ -103,10 +88,10 @@ def profile(
 
             table, service = run_profile(ladder, ladder.path(sources[split]), split, progress)
         table_path = out or ladder.table_path
-        with _writing(table_path):
+        with writing(table_path):
             table.write(table_path)
         if split == "calibration":
-            with _writing(ladder.service_path):
+            with writing(ladder.service_path):
                 service.write(ladder.service_path)
     if as_json:
         print_json(
@@ -134,53 +119,6 @@ def profile(
         )
     console.print(shown)
     console.print(f"wrote {table_path}")
-
-
-def calibrate(spec: SpecPath, as_json: AsJson = False) -> None:
-    """Fit temperatures and gain tables on the calibration rows of the ladder's outcome table."""
-    with usage_errors():
-        ladder = Ladder.read(spec)
-        table = OutcomeTable.read(ladder.table_path)
-        digests = ladder.stage_digests()
-        if list(table.stages) != list(digests):
-            raise ConfigError(
-                f"{ladder.table_path}: its stages are {', '.join(table.stages)}, the spec has {', '.join(digests)}; "
-                "run `cascade profile` again"
-            )
-        ServiceProfile.read(ladder.service_path).check_belongs(list(digests), digests)
-        with progress_bar() as bar:
-            task = bar.add_task("calibrate", total=1.0)
-            calibration = fit(
-                table,
-                digests,
-                ladder=ladder.spec.name,
-                split="calibration",
-                prices=ladder.spec.base_prices,
-                progress=lambda done, total, what: bar.update(task, completed=done / total, description=what),
-            )
-        with _writing(ladder.calibration_path):
-            calibration.write(ladder.calibration_path)
-    if as_json:
-        print_json(calibration.model_dump(mode="json"))
-        return
-    source = calibration.table
-    shown = Table(title=f"{source.rows:,} {source.split} rows of {ladder.table_path}", title_justify="left")
-    for column in ("stage", "accuracy", "temperature", "ECE before", "ECE after", "rows fitted on", "largest gain of"):
-        shown.add_column(column, justify="left" if column in ("stage", "largest gain of") else "right")
-    for stage in calibration.stages:
-        gains = ", ".join(f"{name} {max(curve.y):.2f}" for name, curve in stage.gains.items())
-        before = "" if stage.ece_before is None else f"{stage.ece_before:.2%}"
-        shown.add_row(
-            stage.name,
-            f"{stage.accuracy:.2%}",
-            f"{stage.temperature:.3f}",
-            before,
-            f"{stage.ece_after:.2%}",
-            f"{stage.rows:,}",
-            gains,
-        )
-    console.print(shown)
-    console.print(f"wrote {ladder.calibration_path}")
 
 
 def schema() -> None:

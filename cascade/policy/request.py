@@ -70,7 +70,7 @@ class Answer:
     """What a row is answered with, and where that came from.
 
     Attributes:
-        stage: index of the stage whose output this is.
+        stage: index of the stage where it stopped.
         reason: why the row stopped there.
         judgement: evidence of the batch that the row was part of.
         row: the row's place in that batch.
@@ -98,3 +98,9 @@ class Answer:
     def confidence(self) -> float:
         """Calibrated probability that this answer is right."""
         return float(self.judgement.p_correct[self.row])
+
+    @property
+    def recalled(self) -> bool:
+        """Whether a stage before the one it stopped at gave this answer, and that one did not change it."""
+        recalled = self.judgement.recalled
+        return recalled is not None and bool(recalled[self.row])

@@ -12,9 +12,12 @@ table: from judged, deferred and escalated, the states that hold an answer, the 
     escalated  RETRY → escalated   RESULT → judged    EXIT → answered     CANCEL → cancelled
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
-from cascade.policy.gain import Floats, Judgement
+import numpy as np
+
+from cascade.policy.gain import Earlier, Floats, Judgement
 from cascade.policy.request import Answer, ExitReason, Request, Span
 
 
@@ -242,3 +245,24 @@ class Walk:
         """Its client has gone."""
         self._move(Event.CANCEL)
         self._judgement = None
+
+    def write_best(self, into: Earlier, place: int) -> None:
+        """Copy the best answer so far into row ``place`` of ``into``; a row without one, or done, leaves it as it is."""
+        if self._judgement is not None:
+            into.probabilities[place] = self._judgement.probabilities[self._best_row]
+            into.p_correct[place] = self._judgement.p_correct[self._best_row]
+
+
+def answers_so_far(walks: Sequence[Walk], classes: int) -> Earlier:
+    """What the rows of a batch have been answered with before it, for a judge that looks back.
+
+    Rows that have got their outcome meanwhile hold a uniform guess, which nobody will read.
+
+    Args:
+        walks: the batch's rows, behind the first stage.
+        classes: number of classes.
+    """
+    earlier = Earlier(np.full((len(walks), classes), 1.0 / classes), np.zeros(len(walks)))
+    for place, walk in enumerate(walks):
+        walk.write_best(earlier, place)
+    return earlier

@@ -17,15 +17,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from cascade.assembly import build_policy, read_artefacts
 from cascade.calibration.artefact import Calibration, ServiceProfile
-from cascade.policy.gain import Curve, Judge
-from cascade.policy.policy import Policy, StageConfig
 from cascade.profiling import load_network
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import InlineStage, Router, StageClient, ThreadStage
 from cascade.serving.stage import ReplicaStage, StageReplica
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import Ladder
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -133,22 +132,6 @@ def place_here(ladder: Ladder, index: int) -> StageClient | InlineStage:
     return InlineStage(stage) if min(durations) < INLINE_LIMIT_S else ThreadStage(stage)
 
 
-def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
-    """Read a ladder's calibration and service profile, and check that they belong to its weights and spec.
-
-    Raises:
-        ConfigError: a file is missing or malformed.
-        CalibrationMismatch: made from other weights, other stages or another precision.
-    """
-    digests = ladder.stage_digests()
-    names = list(digests)
-    calibration = Calibration.read(ladder.calibration_path)
-    calibration.check_belongs(names, digests)
-    profile = ServiceProfile.read(ladder.service_path)
-    profile.check_belongs(names, digests)
-    return calibration, profile
-
-
 def build_router(
     ladder: Ladder,
     artefacts: tuple[Calibration, ServiceProfile],
@@ -158,50 +141,13 @@ def build_router(
     calibration, profile = artefacts
     spec = ladder.spec
     return Router(
-        Policy(
-            stage_configs(spec, profile),
-            usual_deadline_s=spec.deadline.default_s,
-            wait_share=spec.admission.wait_share,
-            seed=time.time_ns(),
-        ),
-        judges(calibration),
+        build_policy(spec, profile, seed=time.time_ns()),
+        [stage.judge() for stage in calibration.stages],
         stages,
         classes=len(spec.labels),
         margin_s=spec.deadline.margin_s,
         clock=time.perf_counter,
     )
-
-
-def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
-    """What the policy of one router must know of each stage."""
-    configs = []
-    for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
-        # Each router may use its share of the replicas' places, and at least one.
-        places = 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica // spec.router.replicas
-        configs.append(
-            StageConfig(
-                slots=max(1, places),
-                max_batch_size=stage.max_batch_size,
-                cost=stage.cost,
-                base_price=base_price,
-                a_s=measured.a_s,
-                b_s=measured.b_s,
-                timeout_floor_s=stage.timeout_floor_s,
-            )
-        )
-    return configs
-
-
-def judges(calibration: Calibration) -> list[Judge]:
-    """How to read each stage's evidence."""
-    return [
-        Judge(
-            stage.temperature,
-            Curve.of(stage.p_correct.x, stage.p_correct.y),
-            tuple(Curve.of(gain.x, gain.y) for gain in stage.gains.values()),
-        )
-        for stage in calibration.stages
-    ]
 
 
 def spec_argument(path: str | Path) -> AppArgs:

@@ -183,6 +183,8 @@ class Ingress:
         }
         if len(answers) > 1:
             parameters["cascade_degraded_rows"] = sum(answer.degraded for answer in answers)
+        if recalled := sum(answer.recalled for answer in answers):
+            parameters["cascade_recalled_rows"] = recalled
         return parameters
 
     def _provenance(self, answers: list[Answer]) -> Provenance:

@@ -21,6 +21,7 @@ from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
+from cascade.policy.walk import answers_so_far
 
 logger = logging.getLogger("cascade.router")
 
@@ -242,7 +243,10 @@ class Router:
         expected = (len(batch.walks), self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
-        judgement = self._judges[batch.stage](result.logits)
+        judge = self._judges[batch.stage]
+        looks_back = batch.stage > 0 and judge.looks_back
+        earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
+        judgement = judge(result.logits, earlier)
         return self.policy.completed(self._clock(), batch, judgement)
 
     def _failed(self, batch: Batch) -> list[Command]:

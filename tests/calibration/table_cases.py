@@ -68,3 +68,20 @@ def networks(rows: int, seed: int, strengths: tuple[float, ...] = (1.5, 3.0, 5.0
         logits[np.arange(rows), labels] += strength + 1.5 * ease
         arrays[f"probs/net{k}"] = softmax(4.0 * logits).astype(np.float32)
     return OutcomeTable.from_arrays(arrays)
+
+
+def views(rows: int, seed: int, stages: int = 2, classes: int = 5) -> OutcomeTable:
+    """Equally good networks, each with an independent view of the row."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, rows)
+    arrays: dict[str, NDArray[Any]] = {
+        "stages": np.array([f"view{k}" for k in range(stages)]),
+        "cost": 10.0 ** np.arange(stages),
+        "cost_unit": np.array("MAC"),
+        "labels": labels,
+    }
+    for k in range(stages):
+        logits = random.normal(size=(rows, classes))
+        logits[np.arange(rows), labels] += 1.5
+        arrays[f"probs/view{k}"] = softmax(1.5 * logits)
+    return OutcomeTable.from_arrays(arrays)

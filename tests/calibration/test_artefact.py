@@ -102,7 +102,10 @@ def broken(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (broken("stages", 0, "p_correct", "x", to=[]), r"stages\.0\.p_correct\.x: .*at least 1 item"),
         (broken("stages", 0, "accuracy", to=1.5), r"stages\.0\.accuracy: .*less than or equal to 1, got 1\.5"),
         (broken("stages", 0, "accuracy", to=float("nan")), r"stages\.0\.accuracy: .*finite number"),
-        (broken("stages", 2, "gains", to={"net0": {}}), r"stages\.2\.gains\.net0\.x: Field required \(and 3 more\)"),
+        (
+            broken("stages", 2, "gains", to={"net0": {"method": "binned"}}),
+            r"stages\.2\.gains\.net0\.binned\.x: Field required \(and 2 more\)",
+        ),
         (
             broken("stages", 0, "gains", to={}),
             r"stages\.0\.gains: expected the dearer stages net1, net2 .* got \(none\)",

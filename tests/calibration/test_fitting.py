@@ -8,9 +8,10 @@ from scipy.optimize import nnls
 from table_cases import every_form, networks, scored
 
 from cascade.calibration.artefact import Calibration
-from cascade.calibration.fitting import MIN_REACHED, fit, fit_service_time
+from cascade.calibration.fitting import MIN_REACHED, fit
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import confidence, log_probabilities, reliability
+from cascade.calibration.service_time import fit_service_time
 from cascade.errors import ConfigError, TableError
 from cascade.policy.gain import Curve
 
@@ -105,7 +106,9 @@ def test_scores_that_are_no_probabilities_have_no_calibration_error_before() -> 
 def test_progress_is_told_stage_by_stage() -> None:
     told: list[tuple[int, int, str]] = []
     calibrated(networks(100, seed=7), progress=lambda *step: told.append(step))
-    assert told == [(0, 3, "stage net0"), (1, 3, "stage net1"), (2, 3, "stage net2"), (3, 3, "done")]
+    assert [done for done, _, _ in told] == list(range(7))
+    assert {total for _, total, _ in told} == {6}
+    assert [what for _, _, what in told][::3] == ["answers of net0", "gains over net0", "done"]
 
 
 def test_the_same_table_and_seed_give_the_same_calibration() -> None:

@@ -71,7 +71,7 @@ def test_where_the_least_sure_inputs_are_unsolvable_the_bins_are_chosen_and_orde
     for seed in range(20):
         fit = fit_gain(*unsolvable_fifth(2000, seed))
         assert fit.method == "binned"
-        assert fit.cv_error["binned"] < fit.cv_error["isotonic"]
+        assert fit.held_out["binned"] < fit.held_out["isotonic"]
     confidence, difference = unsolvable_fifth(50_000, seed=100)
     by_gain = deferral_curve(fit.curve(confidence), difference)
     by_uncertainty = deferral_curve(-confidence, difference)
@@ -132,7 +132,7 @@ def test_every_gain_curve_is_a_gain(seed: int, rows: int, levels: int, cheap: fl
         assert curve.y.max() <= max(difference.max(), 0) + 1e-8
     assert np.all(np.diff(isotonic_gain(confidence, difference).y) <= 0)
     fit = fit_gain(confidence, difference, seed=seed)
-    assert fit.cv_error[fit.method] == min(fit.cv_error.values())
+    assert fit.held_out[fit.method] == min(fit.held_out.values())
 
 
 def test_bins_without_signal_shrink_to_the_overall_mean() -> None:
@@ -151,7 +151,7 @@ def test_a_gain_that_only_one_confidence_has_is_its_mean() -> None:
 def test_the_same_seed_gives_the_same_choice() -> None:
     confidence, difference = unsolvable_fifth(500, seed=3)
     first, again = fit_gain(confidence, difference, seed=9), fit_gain(confidence, difference, seed=9)
-    assert first.cv_error == again.cv_error
+    assert first.held_out == again.held_out
     np.testing.assert_array_equal(first.curve.y, again.curve.y)
 
 

@@ -182,7 +182,7 @@ def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"none\.npz: cannot be read: No such file"):
         OutcomeTable.read(tmp_path / "none.npz")
-    with pytest.raises(TableError, match=r"expected a file that ends in \.npz, got '\.csv'"):
+    with pytest.raises(TableError, match=r"expected a file that ends in \.npz or \.parquet, got '\.csv'"):
         OutcomeTable.read(tmp_path / "table.csv")
 
 

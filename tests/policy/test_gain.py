@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
-from cascade.policy.gain import Curve, Judge
+from cascade.policy.gain import LEAST, Curve, Earlier, Judge, LogisticGain
 
 LOGITS = hnp.arrays(
     st.sampled_from([np.float16, np.float32, np.float64]),
@@ -66,3 +66,45 @@ def test_a_higher_temperature_never_makes_a_row_more_confident(temperature):
     logits = np.random.default_rng(0).normal(size=(64, 10)) * 4
     cool, warm = (Judge(t, RISING, ())(logits).confidence for t in (temperature, 2 * temperature))
     assert (warm <= cool + 1e-12).all()
+
+
+def test_the_pool_multiplies_the_probabilities_of_the_stages_passed():
+    logits, weight = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), 0.4
+    earlier = Earlier(np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), np.array([0.5, 0.9]))
+    judge = Judge(2.0, RISING, (), history_weight=weight)
+    assert judge.looks_back
+    expected = softmax(logits / 2.0 + weight * np.log(np.maximum(earlier.probabilities, LEAST)), axis=1)
+    np.testing.assert_allclose(judge(logits, earlier).probabilities, expected, rtol=1e-12)
+    np.testing.assert_allclose(judge(logits).probabilities, softmax(logits / 2.0, axis=1), rtol=1e-12)
+
+
+def test_an_earlier_answer_is_kept_only_where_it_is_more_probably_right():
+    earlier = Earlier(np.array([[0.1, 0.9], [0.1, 0.9]]), np.array([0.8, 0.2]))
+    judge = Judge(1.0, RISING, (FALLING,), recall=RISING)
+    judgement = judge(np.log([[0.6, 0.4], [0.6, 0.4]]), earlier)
+    assert judgement.recalled.tolist() == [True, False]
+    assert judgement.probabilities.argmax(axis=1).tolist() == [1, 0]
+    np.testing.assert_allclose(judgement.confidence, [0.8, 0.5])
+    np.testing.assert_allclose(judgement.gains[:, 0], FALLING(np.array([0.8, 0.5])))
+    assert judge(np.zeros((1, 2))).recalled is None, "there is nothing to recall at the first stage"
+
+
+def test_a_learned_gain_is_the_difference_of_two_probabilities():
+    gain = LogisticGain(np.array([1.0, 2.0, 0.0]), np.array([0.0, 0.0, -1.0]))
+    features = np.array([[0.5, 0.0], [800.0, 1.0], [-1.0, -800.0]])
+    scores = np.column_stack([1 + 2 * features[:, 0], -features[:, 1], np.zeros(3)])
+    expected = softmax(scores, axis=1)
+    np.testing.assert_allclose(gain(features), expected[:, 0] - expected[:, 1], rtol=1e-12)
+
+
+def test_learned_gains_read_the_evidence_and_curves_the_confidence():
+    weights = np.zeros(1 + 4 + 2)
+    weights[4] = 3.0  # agreement with the stage before
+    judge = Judge(1.0, RISING, (FALLING, LogisticGain(weights, np.zeros(7))))
+    assert judge.looks_back
+    assert not Judge(1.0, RISING, (FALLING,)).looks_back
+    earlier = Earlier(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0.5, 0.5]))
+    gains = judge(np.log([[0.8, 0.2], [0.8, 0.2]]), earlier).gains
+    np.testing.assert_allclose(gains[:, 0], FALLING(np.array([0.8, 0.8])))
+    agree = softmax([3.0, 0.0, 0.0])
+    np.testing.assert_allclose(gains[:, 1], [agree[0] - agree[1], 0.0], atol=1e-12)

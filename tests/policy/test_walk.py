@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from builders import judged, request
 
 from cascade.policy import walk as module
 from cascade.policy.request import DEGRADING, ExitReason
-from cascade.policy.walk import OUTCOMES, TRANSITIONS, Event, IllegalTransition, State, Walk
+from cascade.policy.walk import OUTCOMES, TRANSITIONS, Event, IllegalTransition, State, Walk, answers_so_far
 
 FIRE: dict[Event, Callable[[Walk], object]] = {
     Event.ADMIT: lambda walk: walk.admit(),
@@ -183,3 +185,24 @@ def test_a_result_is_of_use_until_the_deadline_at_first_and_then_until_the_answe
 
 def test_degrading_reasons_are_those_where_the_rule_would_have_gone_on():
     assert set(ExitReason) - DEGRADING == {ExitReason.CONFIDENT, ExitReason.LAST_STAGE}
+
+
+def test_the_answers_so_far_of_a_batch_are_those_of_each_row_and_a_guess_for_rows_that_are_done():
+    walks = [walk_in(State.ESCALATED) for _ in range(3)]
+    walks[1].exit(ExitReason.DEADLINE, deferred=False)
+    before = judged([0.5], p_correct=0.5)
+    classes = before.probabilities.shape[1]
+    earlier = answers_so_far(walks, classes)
+    for place in (0, 2):
+        assert earlier.probabilities[place].tolist() == before.probabilities[0].tolist()
+        assert earlier.p_correct[place] == before.p_correct[0]
+    assert earlier.probabilities[1].tolist() == [1 / classes] * classes
+    assert earlier.p_correct[1] == 0
+
+
+def test_an_answer_says_whether_a_stage_before_gave_it():
+    assert not walk_in(State.ANSWERED).answer.recalled
+    walk = walk_in(State.ESCALATED)
+    evidence = judged([0.5], [0.5])
+    walk.result(4.0, replace(evidence, recalled=np.array([False, True])), 1)
+    assert walk.exit(ExitReason.LAST_STAGE, deferred=False).recalled

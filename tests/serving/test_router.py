@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ladders import SURE, UNSURE, config, fake_stages, make_router, row, rows, told
+from ladders import SURE, UNSURE, config, fake_stages, judges, make_router, row, rows, told
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import StageResult
@@ -148,6 +148,19 @@ async def test_a_dear_batch_holds_the_rows_with_most_to_gain_and_answers_each_wi
         pytest.approx([0.3, 0.4]),
     ]
     assert [int(a.judgement.probabilities[a.row].argmax()) for a in answers] == [1, 0, 1, 0]
+
+
+async def test_a_stage_that_looks_back_combines_its_answer_with_the_one_before_row_by_row():
+    """Both stages say the same of a row: as independent views their log-odds add up, row by row, whatever shares the batch."""
+    first, second = judges(2)
+    stages = fake_stages(2, seconds=0.01)
+    router = make_router(stages, reading=[first, replace(second, history_weight=1.0)])
+    logits = [0.2, -0.3, 0.1]
+    answers = await asyncio.gather(*(router.answer(rows([x, x]), 1, budget_s=1.0) for x in logits))
+    for x, (answer,) in zip(logits, answers, strict=True):
+        assert answer.stage == 1
+        probability = answer.judgement.probabilities[answer.row, 1]
+        assert np.log(probability / (1 - probability)) == pytest.approx(2 * x, rel=1e-5)
 
 
 async def test_rows_of_one_message_are_answered_together_and_in_order():

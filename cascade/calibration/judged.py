@@ -1,0 +1,145 @@
+"""What a calibrated ladder makes of every row of an outcome table, and where the rows stop at given prices.
+
+The meeting point of the offline tools: certificates, frontiers, plans and the simulator read a `JudgedTable`, and rows walk
+it by the policy's own rule. Knows no file, no model and no load.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.policy.price import continuation_value
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """What comes of a table's rows when each stops at a given stage."""
+
+    judged: "JudgedTable"
+    """The table."""
+    exits: NDArray[np.intp]
+    """[N] stage at which each row stops."""
+
+    @cached_property
+    def right(self) -> Bools:
+        """[N] whether the served answer is right."""
+        return np.asarray(self.judged.served[np.arange(self.judged.rows), self.exits])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rows served right."""
+        return float(self.right.mean())
+
+    @property
+    def cost(self) -> float:
+        """Mean cost of a row: all stages that it ran on."""
+        return float(np.cumsum(self.judged.cost)[self.exits].mean())
+
+    @property
+    def exit_shares(self) -> Floats:
+        """[S] share of rows that stop at each stage."""
+        return np.bincount(self.exits, minlength=len(self.judged.stages)) / self.judged.rows
+
+    @property
+    def visits(self) -> Floats:
+        """[S] share of rows that run on each stage; the first is 1."""
+        return np.cumsum(self.exit_shares[::-1])[::-1]
+
+    @cached_property
+    def losses(self) -> Bools:
+        """[N] whether the whole ladder would have been right and the served answer is wrong.
+
+        The whole ladder is what is served on stopping at the last stage. The mean loss bounds the accuracy that is lost by
+        stopping earlier: accuracy of the whole ladder - accuracy served <= mean loss.
+        """
+        return self.judged.served[:, -1] & ~self.right
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedTable:
+    """N rows, S stages, as the policy would see them: everything that decisions and their bounds need."""
+
+    stages: tuple[str, ...]
+    """Names, cheapest first."""
+    cost: Floats
+    """[S] cost of one row at each stage alone, rising."""
+    cost_unit: str
+    """What ``cost`` counts."""
+    right: Bools
+    """[N, S] whether each stage's own answer is right."""
+    served: Bools
+    """[N, S] whether the answer given to a row that stops at this stage is right; differs from ``right`` where the stages
+    passed are combined or an earlier answer is recalled."""
+    p_correct: Floats
+    """[N, S] calibrated probability that the served answer is right."""
+    gains: Floats
+    """[N, S, S] at [n, k, j], j > k: expected gain of stage j for row n after stage k. 0 elsewhere."""
+    group: NDArray[np.str_] | None = None
+    """[N] slice of each row, for reports by group."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, N."""
+        return len(self.right)
+
+    def exits(self, prices: Sequence[float] | Floats) -> NDArray[np.intp]:
+        """Stage at which each row stops when nothing is loaded, [N]: on while the value of going on exceeds the price.
+
+        Args:
+            prices: [S] price of a visit to each stage; the first is not used, since every row visits stage 0.
+        """
+        last = len(self.stages) - 1
+        prices = [float(price) for price in prices]
+        stopped = np.full(self.rows, last, dtype=np.intp)
+        going = np.ones(self.rows, dtype=np.bool_)
+        for stage in range(last):
+            value = continuation_value(self.gains[:, stage, stage + 1 :], stage, range(stage + 1, last + 1), prices)
+            leaves = going & (value <= prices[stage + 1])
+            stopped[leaves] = stage
+            going &= ~leaves
+        return stopped
+
+    def walk(self, prices: Sequence[float] | Floats) -> Walked:
+        """Let every row walk at these prices; see `exits`."""
+        return Walked(self, self.exits(prices))
+
+    def stop_at(self, stage: int) -> Walked:
+        """Let every row stop at one stage."""
+        return Walked(self, np.full(self.rows, stage, dtype=np.intp))
+
+    def select(self, rows: NDArray[Any]) -> "JudgedTable":
+        """The table of only some rows: a mask [N], or indices (which may repeat)."""
+        return replace(
+            self,
+            right=self.right[rows],
+            served=self.served[rows],
+            p_correct=self.p_correct[rows],
+            gains=self.gains[rows],
+            group=None if self.group is None else self.group[rows],
+        )
+
+
+def price_path(cost: Floats, points: int = 60) -> list[Floats]:
+    """Prices from safest to boldest: price_k = x cost_k, x from 0 (escalate wherever accuracy may be won) upwards.
+
+    At the last point the visit to the second stage costs 1, more than any gain, so every row stops at the first stage; the
+    points between lie evenly on a logarithmic scale over the range in which something changes.
+
+    Args:
+        cost: [S] cost of one row at each stage alone.
+        points: how many, at least 3.
+
+    Returns:
+        Price vectors [S], each at least the one before in every component.
+    """
+    if len(cost) == 1:
+        return [np.zeros(1)]
+    lowest, highest = 1e-4 / float(cost[-1]), 1.0 / float(cost[1])
+    return [np.zeros(len(cost)), *(x * cost for x in np.geomspace(lowest, highest, points - 1))]

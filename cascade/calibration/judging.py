@@ -1,0 +1,107 @@
+"""From an outcome table and a calibration to a `JudgedTable`: every row at every stage, as the server's policy would see it.
+
+Runs no model; knows nothing of prices or load.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade.calibration.answering import Answers
+from cascade.calibration.artefact import Calibration
+from cascade.calibration.fitting import MIN_ROWS, Progress, fit
+from cascade.calibration.judged import JudgedTable
+from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.scores import log_probabilities
+from cascade.errors import CalibrationMismatch, TableError
+from cascade.policy.gain import Earlier, LogisticGain
+
+CHUNK_VALUES = 1 << 20
+"""Numbers of one stage that are judged at a time: eight megabytes, so that a table of any size fits."""
+
+
+def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
+    """Judge every row of a table at every stage.
+
+    Args:
+        table: outcomes; rows that the calibration was not fitted on, if anything is to be concluded from them.
+        calibration: fitted for the same stages.
+
+    Raises:
+        CalibrationMismatch: the table has other stages.
+        TableError: the calibration reads probabilities that the table lacks.
+    """
+    names = tuple(stage.name for stage in calibration.stages)
+    if names != table.stages:
+        raise CalibrationMismatch(
+            f"the table has the stages {', '.join(table.stages)}, the calibration was made for {', '.join(names)}"
+        )
+    judges = [stage.judge() for stage in calibration.stages]
+    for name, stage, judge in zip(names, calibration.stages, judges, strict=True):
+        learned = any(isinstance(gain, LogisticGain) for gain in judge.gains)
+        if (judge.history_weight or learned) and not table.has_probs(name):
+            raise TableError(f"the calibration of stage {stage.name!r} reads probabilities; the table lacks probs/{name}")
+    right = np.column_stack([table.correct(name) for name in names])
+    served = right.copy()
+    shape = right.shape
+    p_correct = np.empty(shape)
+    gains = np.zeros((*shape, len(names)))
+    chunk = max(1, CHUNK_VALUES // (table.classes or 1))
+    for start in range(0, table.rows, chunk):
+        rows = slice(start, min(start + chunk, table.rows))
+        earlier: Earlier | None = None
+        for index, (name, judge) in enumerate(zip(names, judges, strict=True)):
+            if table.has_probs(name):
+                judgement = judge(log_probabilities(table.probs(name)[rows]), earlier)
+            else:
+                score = table.score(name)[rows]
+                unknown = np.full((len(score), table.classes or 0), 1.0 / (table.classes or 1))
+                judgement = judge.read(unknown, score, earlier)
+            p_correct[rows, index] = judgement.p_correct
+            gains[rows, index, index + 1 :] = judgement.gains
+            if judgement.recalled is not None:
+                served[rows, index] = np.where(judgement.recalled, served[rows, index - 1], right[rows, index])
+            elif judge.history_weight:
+                served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
+            earlier = Earlier(judgement.probabilities, judgement.p_correct)
+    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group)
+
+
+def fit_and_judge(
+    table: OutcomeTable,
+    *,
+    prices: Sequence[float] | None = None,
+    fit_split: str | None = None,
+    check_split: str | None = None,
+    answers: Answers = "best",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Calibration, JudgedTable]:
+    """Fit on one part of a table and judge the other: for tables that come without a calibration.
+
+    Args:
+        table: outcomes on rows that no stage was trained on.
+        prices: see `fit`.
+        fit_split: split to fit on; a random half, the same share of every label, where neither split is named.
+        check_split: split to judge.
+        answers: see `fit`.
+        seed: of the division and of what `fit` divides.
+        progress: told about each step.
+
+    Raises:
+        TableError: only one split is named, both are the same, there is no such split, or too few rows.
+    """
+    if (fit_split is None) != (check_split is None):
+        raise TableError("name both the split to fit on and the split to check on, or neither")
+    if fit_split is not None and fit_split == check_split:
+        raise TableError(f"split {fit_split!r} cannot be both fitted and checked on")
+    if fit_split is not None and check_split is not None:
+        fitted, checked = table.select(fit_split), table.select(check_split)
+    else:
+        if table.rows < 2 * MIN_ROWS:
+            raise TableError(f"half of the table is fitted on, which needs {2 * MIN_ROWS} rows; it has {table.rows}")
+        halves = table.split_rows({"fit": 0.5, "check": 0.5}, seed=seed)
+        fitted, checked = table.select(halves["fit"]), table.select(halves["check"])
+    digests = {stage: f"table {table.digest()[:16]}" for stage in table.stages}
+    calibration = fit(fitted, digests, ladder="table", prices=prices, answers=answers, seed=seed, progress=progress)
+    return calibration, judge_table(checked, calibration)

@@ -1,0 +1,1 @@
+"""The same policy as the server's, in virtual time."""
