@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from cascade.calibration.gain_model import MAX_CLASSES
 from cascade.calibration.outcomes import OutcomeTable
@@ -28,7 +27,9 @@ Bools = NDArray[np.bool_]
 Answers = Literal["best", "replace"]
 
 MAX_ROWS = 10_000
-"""Rows that a pool is fitted on, at most: two numbers do not need more."""
+"""Rows that a pool is tried on, at most, in each of two folds."""
+MAX_VALUES = 4_000_000
+"""Probabilities that a pool is fitted on, at most: two numbers do not need more."""
 ONE_IN_TWENTY = 1.645
 """Standard errors that a paired difference exceeds by chance once in twenty."""
 LEAST_WEIGHT = 1e-6
@@ -107,15 +108,24 @@ def fit_pool(own: Floats, history: Floats, labels: NDArray[np.int64]) -> tuple[f
         history: [N, C] log q, of the answer so far.
         labels: [N] true classes.
     """
-    rows = np.arange(len(labels))
     parts = np.asarray(own, dtype=np.float64), np.asarray(history, dtype=np.float64)
+    mean_own = [float(part[np.arange(len(labels)), labels].mean()) for part in parts]
+    scores, scratch = np.empty_like(parts[0]), np.empty_like(parts[0])
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        pooled = weights[0] * parts[0] + weights[1] * parts[1]
-        total = logsumexp(pooled, axis=1)
-        probs = np.exp(pooled - total[:, None])
-        slope = [float((np.einsum("nc,nc->n", probs, part) - part[rows, labels]).mean()) for part in parts]
-        return float((total - pooled[rows, labels]).mean()), np.array(slope)
+        np.multiply(parts[0], weights[0], out=scores)
+        np.multiply(parts[1], weights[1], out=scratch)
+        np.add(scores, scratch, out=scores)
+        top = scores.max(axis=1, keepdims=True)
+        np.subtract(scores, top, out=scores)
+        np.exp(scores, out=scores)
+        mass = scores.sum(axis=1)
+        slope = [
+            float((np.einsum("nc,nc->n", scores, part) / mass).mean()) - mean
+            for part, mean in zip(parts, mean_own, strict=True)
+        ]
+        value = float((np.log(mass) + top[:, 0]).mean()) - float(weights @ mean_own)
+        return value, np.array(slope)
 
     found = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(LEAST_WEIGHT, None), (0.0, None)])
     return float(found.x[0]), float(found.x[1])
@@ -202,7 +212,7 @@ def _fit_pool_on(
 ) -> tuple[float, float]:
     assert own.log_probabilities is not None
     assert before.log_probabilities is not None
-    rows = rows[:MAX_ROWS]
+    rows = rows[: max(MAX_VALUES // own.log_probabilities.shape[1], 1000)]
     return fit_pool(own.log_probabilities[rows], before.log_probabilities[rows], labels[rows])
 
 

@@ -6,7 +6,7 @@ Commands parse arguments, call the floors below and show what they return; nothi
 
 import typer
 
-from cascade.cli import calibrate, offline, online
+from cascade.cli import calibrate, certify, offline, online
 
 app = typer.Typer(
     name="cascade",
@@ -17,4 +17,5 @@ app = typer.Typer(
 )
 offline.register(app)
 calibrate.register(app)
+certify.register(app)
 online.register(app)

@@ -151,7 +151,7 @@ async def test_a_dear_batch_holds_the_rows_with_most_to_gain_and_answers_each_wi
 
 
 async def test_a_stage_that_looks_back_combines_its_answer_with_the_one_before_row_by_row():
-    """Both stages say the same of a row: as independent views their log-odds add up, row by row, whatever shares the batch."""
+    """Both stages say the same of a row: as independent views their log-odds add up, whatever shares the batch."""
     first, second = judges(2)
     stages = fake_stages(2, seconds=0.01)
     router = make_router(stages, reading=[first, replace(second, history_weight=1.0)])
