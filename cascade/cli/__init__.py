@@ -6,7 +6,7 @@ Commands parse arguments, call the floors below and show what they return; nothi
 
 import typer
 
-from cascade.cli import calibrate, certify, offline, online
+from cascade.cli import calibrate, certify, frontier, ladder, offline, online
 
 app = typer.Typer(
     name="cascade",
@@ -18,4 +18,6 @@ app = typer.Typer(
 offline.register(app)
 calibrate.register(app)
 certify.register(app)
+frontier.register(app)
+ladder.register(app)
 online.register(app)

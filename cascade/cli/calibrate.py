@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from cascade.calibration.artefact import Calibration, GainCurve, ServiceProfile, StageCalibration
 from cascade.calibration.fitting import fit
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, print_json, progress_bar, usage_errors, writing
+from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
 from cascade.spec import Ladder
 
@@ -95,7 +94,7 @@ def _own_table(ladder: Ladder) -> tuple[OutcomeTable, dict[str, str], str]:
 def _show(calibration: Calibration, source: Path) -> None:
     made_from = calibration.table
     which = f"{made_from.rows:,} {made_from.split or ''} rows".replace("  ", " ")
-    shown = Table(title=f"{which} of {source}", title_justify="left")
+    shown = narrow_table(f"{which} of {source}")
     for column in ("stage", "alone", "served", "earlier answers", "T", "ECE, %", "rows", "largest gain"):
         shown.add_column(column, justify="left" if column in ("stage", "earlier answers", "largest gain") else "right")
     for stage in calibration.stages:

@@ -13,7 +13,7 @@ from cascade.calibration.certify import path_through
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.judging import fit_and_judge, judge_table
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, print_json, progress_bar, usage_errors, writing
+from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
 
 ROUND_UP = 5e-6
@@ -117,11 +117,8 @@ def _show(certificate: Certificate, table: str, base_prices: tuple[float, ...]) 
         markup=False,
         soft_wrap=True,
     )
-    shown = Table(
-        title=f"Along the path of prices; each column of bounds holds for all points at once, confidence {sure}",
-        title_justify="left",
-    )
-    columns = (f"price of {dearest}", f"cost ({certificate.cost_unit})", "accuracy", "lost", "at most", "at most up to here")
+    shown = narrow_table(f"Along the path of prices; each column of bounds holds for all points at once, confidence {sure}")
+    columns = (f"price {dearest}", f"cost ({certificate.cost_unit})", "accuracy", "lost", "at most", "up to here")
     for column in columns:
         shown.add_column(column, justify="right")
     shown.add_column("")
@@ -131,7 +128,7 @@ def _show(certificate: Certificate, table: str, base_prices: tuple[float, ...]) 
             mark
             for mark, holds in (
                 ("chosen", index == certificate.chosen),
-                ("prices may move freely up to here", index == certificate.price_cap),
+                ("free", index == certificate.price_cap),
                 ("base prices", point.prices[1:] == base_prices[1:]),
             )
             if holds

@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from cascade.errors import CascadeError, ConfigError
 
@@ -27,6 +29,14 @@ def usage_errors() -> Iterator[None]:
         for line in error.detail.splitlines():
             errors.print(f"  {line}", markup=False, highlight=False)
         raise typer.Exit(2) from error
+
+
+def narrow_table(title: str, legend: str | None = None) -> Table:
+    """A table without lines, for many columns in a terminal of 80; title and legend are printed above it, never cut."""
+    console.print(f"[italic]{escape(title)}[/italic]", highlight=False, soft_wrap=True)
+    if legend is not None:
+        console.print(f"[dim]{escape(legend)}[/dim]", highlight=False, soft_wrap=True)
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def progress_bar() -> Progress:
