@@ -117,7 +117,10 @@ def _show(certificate: Certificate, table: str, base_prices: tuple[float, ...]) 
         markup=False,
         soft_wrap=True,
     )
-    shown = narrow_table(f"Along the path of prices; each column of bounds holds for all points at once, confidence {sure}")
+    shown = narrow_table(
+        f"Along the path of prices; each column of bounds holds for all points at once, confidence {sure}",
+        "free: prices may move freely up to here, and the loss stays certified",
+    )
     columns = (f"price {dearest}", f"cost ({certificate.cost_unit})", "accuracy", "lost", "at most", "up to here")
     for column in columns:
         shown.add_column(column, justify="right")
