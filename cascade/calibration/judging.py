@@ -45,7 +45,7 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
     served = right.copy()
     shape = right.shape
     p_correct = np.empty(shape)
-    gains = np.zeros((*shape, len(names)))
+    gains = np.zeros((*shape, len(names)), order="F")  # walks read whole columns
     chunk = max(1, CHUNK_VALUES // (table.classes or 1))
     for start in range(0, table.rows, chunk):
         rows = slice(start, min(start + chunk, table.rows))

@@ -48,7 +48,7 @@ class OutcomeTable:
         """Read and validate a table file.
 
         Raises:
-            TableError: the file is missing, is neither npz nor Parquet, holds pickled objects, or breaks a rule of the format.
+            TableError: the file is missing, neither npz nor Parquet, holds pickled objects, or breaks a rule of the format.
         """
         path = Path(path)
         reader = _READERS.get(path.suffix)

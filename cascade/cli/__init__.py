@@ -6,7 +6,7 @@ Commands parse arguments, call the floors below and show what they return; nothi
 
 import typer
 
-from cascade.cli import calibrate, certify, frontier, ladder, offline, online
+from cascade.cli import calibrate, certify, frontier, ladder, offline, online, plan, simulate
 
 app = typer.Typer(
     name="cascade",
@@ -20,4 +20,6 @@ calibrate.register(app)
 certify.register(app)
 frontier.register(app)
 ladder.register(app)
+plan.register(app)
+simulate.register(app)
 online.register(app)

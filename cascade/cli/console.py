@@ -36,7 +36,7 @@ def narrow_table(title: str, legend: str | None = None) -> Table:
     console.print(f"[italic]{escape(title)}[/italic]", highlight=False, soft_wrap=True)
     if legend is not None:
         console.print(f"[dim]{escape(legend)}[/dim]", highlight=False, soft_wrap=True)
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    return Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def progress_bar() -> Progress:

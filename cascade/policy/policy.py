@@ -250,6 +250,8 @@ class Policy:
         """Fill every free slot with the best batch that its queue can form; of what is left, keep what the bound allows."""
         commands: list[Command] = []
         for stage, queue in enumerate(self._queues):
+            if not queue:
+                continue
             capacity = self.capacities[stage]
             while capacity.free and len(queue):
                 batch, late = queue.take(now, capacity.max_batch_size, capacity.service.predict)
@@ -262,7 +264,7 @@ class Policy:
                 for walk in batch:
                     walk.called(now, self._stages[stage].cost)
                 commands.append(self._start(now, stage, batch, attempt=1))
-            if stage and len(queue):
+            if stage and len(queue) > capacity.slots * capacity.max_batch_size:  # the bound is never below that
                 evicted = queue.evict(self._queue_limit(stage))
                 commands.extend(self._reply(walk, ExitReason.EVICTED, deferred=False) for walk in evicted)
         return commands
@@ -281,7 +283,9 @@ class Policy:
         open_stages = self._open_behind(stage)
         if open_stages:
             target = open_stages[0]
-            loaded = continuation_value(judgement.gains, stage, open_stages, self._prices).tolist()
+            loaded = unloaded
+            if self._prices != self._base_prices or len(open_stages) < len(everywhere):
+                loaded = continuation_value(judgement.gains, stage, open_stages, self._prices).tolist()
             price = self._prices[target]
             soonest = now + self.capacities[target].service.predict(1)
 

@@ -31,9 +31,10 @@ def continuation_value(gains: Floats, stage: int, open_stages: Sequence[int], pr
     Returns:
         The value of each row, [n].
     """
-    value: Floats = gains[:, open_stages[0] - stage - 1]
-    passed = 0.0
+    passed = [0.0]
     for target in open_stages[1:]:
-        passed += prices[target]
-        value = np.maximum(value, gains[:, target - stage - 1] - passed)
+        passed.append(passed[-1] + prices[target])
+    whole = len(open_stages) == gains.shape[1]
+    behind = gains if whole else gains[:, [target - stage - 1 for target in open_stages]]
+    value: Floats = (behind - np.array(passed)).max(axis=1)
     return value
