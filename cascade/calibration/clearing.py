@@ -73,7 +73,7 @@ def clear(
     charged[:, 0] = 0.0  # a price of stage 0 would change no row's way
 
     def loads(surcharges: Floats) -> Floats:
-        visits = judged.walk(base + surcharges @ charged).visits
+        visits = judged.walk(base + surcharges @ charged, lookahead=base).visits
         return np.asarray(rate * admitted * (use @ visits) / limit)
 
     high = np.zeros(len(limit)) if near is None else near.surcharges.copy()
@@ -94,8 +94,8 @@ def clear(
             break
     # Corners of the price box that was closed in on, and bolder prices for where the sweeps did not quite settle.
     corners = [low, high, *(np.where(np.arange(len(high)) == m, low, high) for m in chargeable)]
-    gears = [gear(judged, base + corner @ charged) for corner in (*corners, *(more * high for more in BOLDER))]
-    gears += [gear(judged, base + np.append(0.0, np.ones(len(base) - 1)))]
+    gears = [gear(judged, base + corner @ charged, base) for corner in (*corners, *(more * high for more in BOLDER))]
+    gears += [gear(judged, base + np.append(0.0, np.ones(len(base) - 1)), base)]
     if near is not None:
         gears += [used for used, _ in near.point.mix]
     value = np.array([used.accuracy - float(used.visits @ base) for used in gears])

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from cascade.calibration.judged import Bools, Floats, JudgedTable, price_path
+from cascade.calibration.judged import Bools, Floats, JudgedTable, Walked, price_path
 from cascade.errors import ConfigError
+from cascade.policy.price import continuation_value
 
 MAX_ROUNDS = 60
 """New operating points that are tried at one rate, at most; a handful is usual once the neighbours' are known."""
@@ -133,15 +134,72 @@ class Gear:
     """[S] share of rows that run on each stage."""
 
 
-def gear(judged: JudgedTable, prices: Sequence[float] | Floats) -> Gear:
-    """The operating point of a table at prices [S].
+def gear(judged: JudgedTable, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> Gear:
+    """The operating point of a table at prices [S], looking ahead at others; see `JudgedTable.exits`.
 
     Its accuracy is the mean of labels (``served``), not of ``p_correct``: the latter has less noise, but it was fitted on
     the rows that reach a stage when nothing is loaded, and load changes which rows those are, so it is wrong just where a
     plan is needed (by up to 0.6 points, either way, on the test rows of the ladder that ships with this project).
     """
-    walked = judged.walk(prices)
+    walked = judged.walk(prices, lookahead)
     return Gear(np.asarray(prices, np.float64), walked.exits.astype(np.uint8), walked.accuracy, walked.visits)
+
+
+class Thresholds:
+    """Gears in which looking ahead and rationing have prices of their own, as in the server's queues.
+
+    A row's value of going on is taken at one price vector, the look-ahead; it goes on from stage k if that value is above a
+    threshold of the stage, be it a price or what a full queue lets through.
+
+    Args:
+        judged: the table.
+        lookahead: [S] prices at which values are taken.
+    """
+
+    def __init__(self, judged: JudgedTable, lookahead: Floats) -> None:
+        self._judged = judged
+        last = len(judged.stages) - 1
+        self._order: list[NDArray[np.intp]] = []
+        self._cuts: list[NDArray[np.intp]] = []
+        for stage in range(last):
+            ahead = range(stage + 1, last + 1)
+            value = continuation_value(judged.gains[:, stage, stage + 1 :], stage, ahead, lookahead.tolist())
+            order = np.argsort(-value, kind="stable")
+            self._order.append(order)
+            # Rows of equal value go on together.
+            self._cuts.append(np.append(np.flatnonzero(np.diff(value[order])), judged.rows - 1))
+
+    def best(self, charges: Floats, start: Gear, rounds: int = 3) -> Gear:
+        """The gear whose thresholds are best when every visit is charged: optimal stopping, stage by stage from the last.
+
+        At stage k, rows in order of their value, the threshold lies where the sum of (what going on wins by the thresholds
+        behind, less its charge, less what stopping wins) is largest, over the rows that reach the stage. Which ones do
+        depends on the thresholds before, so a few rounds are made.
+
+        Args:
+            charges: [S] what a visit to each stage costs, in units of accuracy.
+            start: a gear to begin with.
+            rounds: see above.
+        """
+        judged, exits = self._judged, start.exits.astype(np.intp)
+        last = len(judged.stages) - 1
+        for _ in range(rounds):
+            before = exits
+            exits = np.full(judged.rows, last, dtype=np.intp)
+            wins = judged.served[:, last].astype(np.float64)
+            for stage in range(last - 1, -1, -1):
+                stays = judged.served[:, stage].astype(np.float64)
+                goes = wins - charges[stage + 1]
+                order, cuts = self._order[stage], self._cuts[stage]
+                gained = np.cumsum(np.where(before >= stage, goes - stays, 0.0)[order])[cuts]
+                place = int(gained.argmax())
+                on = np.zeros(judged.rows, dtype=np.bool_)
+                if gained[place] > 0:
+                    on[order[: cuts[place] + 1]] = True
+                wins = np.where(on, goes, stays)
+                exits = np.where(on, exits, stage)
+        walked = Walked(judged, exits)
+        return Gear(np.asarray(charges, np.float64), exits.astype(np.uint8), walked.accuracy, walked.visits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,10 +241,10 @@ def by_column(judged: JudgedTable) -> JudgedTable:
 
 
 class Fluid:
-    """Fluid optima of one judged table, by column generation over all price vectors.
+    """Fluid optima of one judged table, by column generation over price vectors and thresholds.
 
-    Starts from the gears of `price_path`; as long as the duals of the mix, taken as prices, lead the rows to a gear that
-    would improve it, that gear is added. What is found at one rate is kept for the next.
+    Starts from the gears of `price_path`; as long as the duals of the mix, taken as prices or as charges for `Thresholds`,
+    lead to a gear that would improve it, that gear is added. What is found at one rate is kept for the next.
 
     The optimum is a limit to measure against. With labels for the objective its duals jump between a few lucky gears, and
     rows that walk at them ask for anything from a seventh to nine times of what a full stage can run (on the ladder that
@@ -199,6 +257,7 @@ class Fluid:
 
     def __init__(self, judged: JudgedTable, points: int = 60) -> None:
         self.judged = by_column(judged)
+        self._thresholds = Thresholds(self.judged, np.zeros(len(judged.stages)))
         self.gears: list[Gear] = []
         self.add(gear(judged, prices) for prices in price_path(judged.cost, points))
 
@@ -235,18 +294,25 @@ class Fluid:
             found = solve(self._accuracy - self._visits @ base, self._visits, capacity, rate)
             if left == 0:
                 break
-            new = gear(self.judged, base + found.nu)
-            if new.accuracy - float(new.visits @ (base + found.nu)) - found.request_price <= WORTH:
+            charges = base + found.nu
+            walked = gear(self.judged, charges)
+            new = [
+                known
+                for known in (walked, self._thresholds.best(charges, walked))
+                if known.accuracy - float(known.visits @ charges) - found.request_price > WORTH
+            ]
+            if not new:
                 break
-            self.add([new])
+            self.add(new)
         mix = tuple((self.gears[index], float(found.mix[index])) for index in np.flatnonzero(found.mix > 1e-9))
         return OperatingPoint(rate, base + found.nu, mix, found.shed)
 
     def frontier(self, rates: Sequence[float], capacity: Capacity) -> Floats:
-        """A*(rate), [R]: no controller that decides by the same evidence does better under steady load.
+        """A*(rate), [R]: what no controller exceeds under steady load that sends rows on in the order of their value.
 
         The fluid optimum without base prices; ``capacity`` is the machines' own, nothing held back. All rates choose among
-        the same gears, the ones found at any of them, so A* never rises with the rate.
+        the same gears, the ones found at any of them, so A* never rises with the rate. It is computed on the labels of this
+        table: another draw of as many rows has another A*, by about the standard error of an accuracy.
         """
         for rate in rates:
             self.at(rate, capacity)

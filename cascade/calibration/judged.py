@@ -89,26 +89,29 @@ class JudgedTable:
         """Number of rows, N."""
         return len(self.right)
 
-    def exits(self, prices: Sequence[float] | Floats) -> NDArray[np.intp]:
-        """Stage at which each row stops when nothing is loaded, [N]: on while the value of going on exceeds the price.
+    def exits(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> NDArray[np.intp]:
+        """Stage at which each row stops when no queue is full, [N]: on while the value of going on exceeds the price.
 
         Args:
             prices: [S] price of a visit to each stage; the first is not used, since every row visits stage 0.
+            lookahead: [S] prices at which the value looks beyond the next stage: the base prices, where ``prices`` are those
+                of a loaded server; the same prices where left out.
         """
         last = len(self.stages) - 1
         prices = [float(price) for price in prices]
+        ahead = prices if lookahead is None else [float(price) for price in lookahead]
         stopped = np.full(self.rows, last, dtype=np.intp)
         going = np.ones(self.rows, dtype=np.bool_)
         for stage in range(last):
-            value = continuation_value(self.gains[:, stage, stage + 1 :], stage, range(stage + 1, last + 1), prices)
+            value = continuation_value(self.gains[:, stage, stage + 1 :], stage, range(stage + 1, last + 1), ahead)
             leaves = going & (value <= prices[stage + 1])
             stopped[leaves] = stage
             going &= ~leaves
         return stopped
 
-    def walk(self, prices: Sequence[float] | Floats) -> Walked:
+    def walk(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> Walked:
         """Let every row walk at these prices; see `exits`."""
-        return Walked(self, self.exits(prices))
+        return Walked(self, self.exits(prices, lookahead))
 
     def stop_at(self, stage: int) -> Walked:
         """Let every row stop at one stage."""

@@ -226,7 +226,7 @@ class Policy:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
                 continue
             answered_by, gains = walk.best
-            value = float(continuation_value(gains, answered_by, behind, self._prices)[0])
+            value = float(continuation_value(gains, answered_by, behind, self._base_prices)[0])
             if value <= self._prices[behind[0]]:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=False))
             elif not self._affordable(walk, behind[0]):
@@ -283,9 +283,9 @@ class Policy:
         open_stages = self._open_behind(stage)
         if open_stages:
             target = open_stages[0]
-            loaded = unloaded
-            if self._prices != self._base_prices or len(open_stages) < len(everywhere):
-                loaded = continuation_value(judgement.gains, stage, open_stages, self._prices).tolist()
+            value = unloaded
+            if len(open_stages) < len(everywhere):
+                value = continuation_value(judgement.gains, stage, open_stages, self._base_prices).tolist()
             price = self._prices[target]
             soonest = now + self.capacities[target].service.predict(1)
 
@@ -295,7 +295,7 @@ class Policy:
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
             elif not open_stages:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=True))
-            elif loaded[row] <= price:
+            elif value[row] <= price:
                 commands.append(self._reply(walk, ExitReason.PRICE, deferred=True))
             elif not self._affordable(walk, target):
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=True))
@@ -305,7 +305,7 @@ class Policy:
                 commands.append(self._reply(walk, ExitReason.DEADLINE, deferred=True))
             else:
                 walk.defer(now, target)
-                self._queues[target].push(walk, loaded[row])
+                self._queues[target].push(walk, value[row])
         return commands
 
     def _affordable(self, walk: Walk, stage: int) -> bool:

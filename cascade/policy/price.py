@@ -1,7 +1,11 @@
 """What an escalation must be worth. Knows gains, prices and which stages are open; not why a price is what it is.
 
 A price is the gain that a visit to a stage must promise. The base price is the operator's own preference for low cost; the
-present price is the base price or, under load, the shadow price of the stage's capacity, whichever is higher.
+present price is the base price or, under load, what it takes for demand to fit the stage's capacity, whichever is higher.
+
+Two uses, two prices: a row's value of going on looks ahead at *base* prices; whether it is enough is judged by the *present*
+price of the next stage alone. What a visit may teach, and so lead to, is worth something even where a stage further on is
+full today; looking ahead at present prices would keep rows from a cheap stage that has room.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ RATES = [10.0, 50.0, 100.0, 250.0, 600.0, 1200.0]
 
 def loads(judged: JudgedTable, capacity: Capacity, rate: float, prices: np.ndarray) -> np.ndarray:
     use, limit = capacity.rows()
-    return rate * capacity.admitted(rate) * use @ judged.walk(prices).visits / limit
+    return rate * capacity.admitted(rate) * use @ judged.walk(prices, lookahead=np.zeros(len(prices))).visits / limit
 
 
 @pytest.mark.parametrize("capacity", [SEPARATE, SHARED, BOTH], ids=["separate", "shared", "both"])
@@ -73,7 +73,7 @@ def test_rows_of_equal_gain_share_what_is_left():
     p_correct = np.tile([0.5, 0.8], (rows, 1))
     judged = JudgedTable(("a", "b"), np.array([1.0, 2.0]), "MAC", right, right, p_correct, gains)
     point = clear(judged, Capacity(np.array([1000.0, 25.0])), 100.0).point
-    assert judged.walk(point.prices).visits[1] == 1.0
+    assert judged.walk(point.prices, lookahead=[0.0, 0.0]).visits[1] == 1.0
     assert point.visits[1] == pytest.approx(0.25)
     assert point.accuracy == pytest.approx(0.5 + 0.25 * 0.3)
 

@@ -33,6 +33,9 @@ class Certificate:
         return min(1.0, prices[-1])
 
 
+BASE = (0.0, 0.01, 0.02)
+
+
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(
@@ -58,7 +61,7 @@ def test_no_stage_is_used_beyond_its_capacity(plan):
 
 def test_below_the_first_capacity_that_binds_nothing_is_degraded(plan):
     first = plan.points[0]
-    assert first.prices == (0.0, 0.01, 0.02)
+    assert first.prices == BASE
     assert (first.degraded, first.shed) == (0.0, 0.0)
     assert first.accuracy == pytest.approx(plan.unloaded_accuracy, abs=1e-6)
     assert max(first.utilisation) == pytest.approx(0.5, abs=0.01)
@@ -71,13 +74,13 @@ def test_beyond_stage_0_requests_are_shed(plan):
 
 
 def test_prices_never_fall_below_the_base_prices_and_rise_with_load(plan):
-    assert all(price >= base for point in plan.points for price, base in zip(point.prices, (0.0, 0.01, 0.02), strict=True))
+    assert all(price >= base for point in plan.points for price, base in zip(point.prices, BASE, strict=True))
     assert plan.at(500).prices[2] > plan.at(150).prices[2] > 0.02
 
 
 def test_rows_that_walk_at_the_prices_ask_for_rho_times_the_capacity(plan):
     for point in plan.points:
-        visits = LADDER.walk(point.prices).visits
+        visits = LADDER.walk(point.prices, BASE).visits
         load = (1 - point.shed) * point.rate * visits[2] / DEPLOYMENT.stages[2].rows_per_s
         if point.prices[2] > 0.0201:
             # A row is up to 1.1 % of the dearest stage's capacity here, where nothing is shed.
@@ -89,7 +92,7 @@ def test_prices_for_the_next_rate_of_the_grid_still_fill_the_stages(plan):
     pairs = [(low, high) for low, high in pairwise(plan.points) if low.prices[2] > 0.0201]
     for low, high in pairs[:10]:
         rate = (low.rate + high.rate) / 2
-        visits = LADDER.walk(plan.at(rate).prices).visits
+        visits = LADDER.walk(plan.at(rate).prices, BASE).visits
         assert rate * visits[2] / DEPLOYMENT.stages[2].rows_per_s >= 0.99
 
 

@@ -54,11 +54,19 @@ def test_a_ladder_of_one_stage_answers_everything_there():
     assert policy.counts.degraded == 0
 
 
+def test_a_full_stage_further_on_does_not_keep_rows_from_one_that_has_room():
+    """Only the next stage's present price counts; what lies behind it is looked ahead to at base prices."""
+    policy = three()
+    policy.set_prices([0.0, 0.0, 0.9])
+    (walk,) = defer(policy, 0.0, [[0.0, 0.5]], [request("a")])
+    assert (walk.state, walk.stage) == (State.DEFERRED, 1)
+
+
 def test_a_price_above_the_gain_ends_a_row_as_degraded():
     policy = three()
     policy.set_prices([0.0, 0.25, 0.25])
     batch = at_stage0(policy, request("at the price"), request("above"), request("no gain"))
-    commands = policy.completed(MS, batch, judged([0.25, 0.5], [0.26, 0.3], [0.0, 0.0]))
+    commands = policy.completed(MS, batch, judged([0.25, 0.25], [0.26, 0.3], [0.0, 0.0]))
     assert reasons(commands) == {"at the price": ExitReason.PRICE, "no gain": ExitReason.CONFIDENT}
     assert policy.counts.degraded == 1
     assert policy.waiting(1) == 1

@@ -227,9 +227,9 @@ def test_rows_are_judged_again_at_present_prices_and_by_the_best_answer_they_hav
     assert policy.waiting(3) == 1
 
 
-def test_rows_judged_again_pay_the_present_price_of_every_stage_on_their_way():
+def test_rows_judged_again_must_be_worth_the_present_price_of_the_next_open_stage():
     policy = ladder(*[stage()] * 4)
-    defer(policy, 0.0, [[0.5, 0.125, 0.5], [0.5, 0.125, 0.75]], [request("a"), request("b")])
+    defer(policy, 0.0, [[0.5, 0.125, 0.25], [0.5, 0.125, 0.3125]], [request("a"), request("b")])
     policy.set_prices([0.0, 0.0, 0.25, 0.375])
     assert reasons(policy.set_slots(1, 0)) == {"a": ExitReason.FAILURE}
     assert policy.waiting(2) == 1
