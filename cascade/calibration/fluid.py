@@ -1,4 +1,4 @@
-"""The best that any prices can do at an arrival rate, in the limit of steady, fluid load: operating points mixed by an LP.
+"""The most that a ladder can do at an arrival rate, in the limit of steady, fluid load: operating points mixed by an LP.
 
 An operating point (gear) is what comes of a judged table at one price vector. The LP shares the traffic out between gears
 so that no stage gets more rows than it can run; the duals of its capacity rows price a visit to each stage. Knows no queue,

@@ -66,7 +66,7 @@ class PlanPoint(_Part):
     accuracy: Share
     """Predicted share answered right."""
     limit: Share
-    """A*: what no controller with this evidence exceeds under steady load, whatever visits cost."""
+    """A*, the fluid limit: the most that sending rows on in the order of their value reaches, whatever visits cost."""
     floor: Share
     """The same with everything answered by stage 0."""
     degraded: Share

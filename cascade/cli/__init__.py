@@ -6,7 +6,7 @@ Commands parse arguments, call the floors below and show what they return; nothi
 
 import typer
 
-from cascade.cli import calibrate, certify, frontier, ladder, offline, online, plan, simulate
+from cascade.cli import calibrate, certify, frontier, ladder, offline, online, plan, report, simulate
 
 app = typer.Typer(
     name="cascade",
@@ -21,5 +21,6 @@ certify.register(app)
 frontier.register(app)
 ladder.register(app)
 plan.register(app)
+report.register(app)
 simulate.register(app)
 online.register(app)

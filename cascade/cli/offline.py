@@ -11,8 +11,6 @@ from rich.table import Table
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.cli.console import console, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
-from cascade.profiling import load_network
-from cascade.profiling import profile as run_profile
 from cascade.spec import Ladder, json_schema
 
 SpecPath = Annotated[Path, typer.Argument(help="The ladder's cascade.yaml.", show_default=False)]
@@ -28,6 +26,8 @@ def register(app: typer.Typer) -> None:
 
 def check(spec: SpecPath, as_json: AsJson = False) -> None:
     """Check a spec, its weights and its calibration without starting anything."""
+    from cascade.profiling import load_network  # torch takes a second to import, which other commands need not wait for
+
     with usage_errors():
         ladder = Ladder.read(spec)
         digests = ladder.stage_digests()
@@ -73,6 +73,8 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Run every stage over labelled rows: writes the outcome table and, for the calibration rows, the service times."""
+    from cascade.profiling import profile as run_profile
+
     with usage_errors():
         ladder = Ladder.read(spec)
         sources = {"calibration": ladder.spec.data.calibration, "test": ladder.spec.data.test}

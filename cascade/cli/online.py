@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from cascade.cli.console import console, errors, usage_errors
-from cascade.cli.showing import show
 from cascade.serving.environment import apply_local
 from cascade.spec import Ladder
 
@@ -49,6 +48,8 @@ def demo(
 ) -> None:
     """Serve a ladder, send its real test rows through HTTP, and show what came back."""
     with usage_errors(), started(spec, "127.0.0.1", port, verbose) as (ladder, url):
+        from cascade.cli.showing import show
+
         show(ladder, url, rows, connections, stop_on_signals())
 
 

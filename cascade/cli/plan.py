@@ -248,7 +248,7 @@ def _show(made: Plan, rate: float | None, rows: str) -> None:
     caption = f"{made.made_from.rows:,} rows ({rows}); replicas: {counts}{cores}"
     shown = narrow_table(
         f"{made.ladder}: {caption}",
-        f"exits: share answered by each stage, %. A*: what no controller exceeds. cost: mean {made.cost_unit} a request. "
+        f"exits: share answered by each stage, %. A*: the fluid limit. cost: mean {made.cost_unit} a request. "
         "p99: estimated. All of it is about the stages: what the router itself can take is not in it.",
     )
     shown.add_column("requests/s", justify="right", no_wrap=True)

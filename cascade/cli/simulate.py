@@ -284,7 +284,7 @@ def stage_servers(spec: CascadeSpec, profile: ServiceProfile, hop_s: float) -> l
 
 
 def fluid_limits(judged: JudgedTable, spec: CascadeSpec, servers: list[StageServers]) -> Limits:
-    """What any controller could reach at a rate on these machines, and the floor; rows a second at full batches."""
+    """The fluid limit at a rate on these machines, and the floor; rows a second at full batches."""
     rows_per_s = []
     for stage, server in zip(spec.stages, servers, strict=True):
         batch_s = server.a_s + server.b_s * stage.max_batch_size
@@ -317,8 +317,7 @@ def _show(runs: list[_Run], judged: JudgedTable) -> None:
             shown.add_row(escape(name), *(column[name] for column in columns))
         console.print(shown)
     console.print(
-        "[dim]best possible: A*, what no controller can exceed at this rate; "
-        "E: share of the way to it from stage 0 alone[/dim]",
+        "[dim]best possible: A*, the fluid limit at this rate; E: share of the way to it from stage 0 alone[/dim]",
         highlight=False,
         soft_wrap=True,
     )

@@ -30,9 +30,7 @@ def plan_figure(plan: Plan, marked: float | None = None) -> Any:
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 6.0), height_ratios=(3, 2))
     rates = np.array([point.rate for point in plan.points])
 
-    above.plot(
-        rates, [100 * point.limit for point in plan.points], color=LIMIT, lw=1.4, label="A*, the limit of any control"
-    )
+    above.plot(rates, [100 * point.limit for point in plan.points], color=LIMIT, lw=1.4, label="A*, the fluid limit")
     above.plot(rates, [100 * point.accuracy for point in plan.points], color=CASCADE, lw=2.4, label="planned")
     above.plot(
         rates,
