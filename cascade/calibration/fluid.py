@@ -7,14 +7,14 @@ no deadline and no file.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from cascade.calibration.judged import Bools, Floats, JudgedTable, Walked, price_path
+from cascade.calibration.judged import Floats, JudgedTable, Walked, price_path
 from cascade.errors import ConfigError
 from cascade.policy.price import continuation_value
 
@@ -363,38 +363,3 @@ def oracle_limit(judged: JudgedTable, rate: float, capacity: Capacity) -> float:
     found = linprog(-share, A_ub=rows, b_ub=np.maximum(left, 0.0), bounds=(0.0, admitted), method="highs")
     assert found.x is not None  # nothing solved is always possible
     return float(share @ found.x)
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """How much of what can be won over the floor was won."""
-
-    value: float
-    """E = (measured - floor) / (A* - floor)."""
-    standard_error: float
-    """Its standard error, from the paired differences of the same rows."""
-
-
-def efficiency(right: Bools, first_right: Bools, best: float, admitted: float = 1.0) -> Efficiency:
-    """E at one rate: 0 is stage 0 for everybody, 1 the fluid limit.
-
-        E = (mean right - theta mean first) / (A* - theta mean first),   se = sd(right - theta first) / sqrt(N) / (A* - ...)
-
-    The ratio to A* alone would flatter: the floor is most of it.
-
-    Args:
-        right: [N] whether each request offered got a right answer in time.
-        first_right: [N] whether stage 0 is right about it.
-        best: A*(rate) on these rows.
-        admitted: theta, the share that stage 0 can run at this rate.
-
-    Raises:
-        ConfigError: the arrays have different lengths, fewer than two rows, or A* is not above the floor.
-    """
-    if right.shape != first_right.shape or len(right) < 2:
-        raise ConfigError(f"expected two arrays of one length from 2, got {right.shape} and {first_right.shape}")
-    won = right.astype(np.float64) - admitted * first_right
-    span = best - admitted * float(first_right.mean())
-    if span <= 0:
-        raise ConfigError(f"A* = {best:g} is not above the floor {admitted * float(first_right.mean()):g}: nothing to win")
-    return Efficiency(float(won.mean()) / span, float(won.std(ddof=1)) / sqrt(len(won)) / span)

@@ -38,6 +38,9 @@ def continuation_value(gains: Floats, stage: int, open_stages: Sequence[int], pr
     passed = [0.0]
     for target in open_stages[1:]:
         passed.append(passed[-1] + prices[target])
+    if len(gains) == 1:  # most batches at low load, where numpy's own overhead is several times the work
+        row = gains[0].tolist()
+        return np.array([max(row[target - stage - 1] - less for target, less in zip(open_stages, passed, strict=True))])
     whole = len(open_stages) == gains.shape[1]
     behind = gains if whole else gains[:, [target - stage - 1 for target in open_stages]]
     value: Floats = (behind - np.array(passed)).max(axis=1)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from cascade.calibration.fluid import Efficiency
 from cascade.calibration.judged import JudgedTable
 from cascade.simulation.record import REASONS, Ending, Record
 
@@ -34,6 +33,16 @@ class Limits:
 
     best: Callable[[float], float]
     floor: Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """How much of what can be won over the floor was won."""
+
+    value: float
+    """E = (measured - floor) / (A* - floor)."""
+    standard_error: float
+    """Its standard error, from the paired differences of the same rows."""
 
 
 @dataclass(frozen=True)

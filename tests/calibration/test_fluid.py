@@ -6,7 +6,6 @@ import pytest
 from cascade.calibration.fluid import (
     Capacity,
     Fluid,
-    efficiency,
     floor,
     gear,
     oracle_limit,
@@ -191,30 +190,6 @@ def test_an_oracle_with_shared_cores_is_bound_by_them():
     at_once = oracle_limit(LADDER, 2500.0, shared)
     assert at_once == pytest.approx(0.8 * LADDER.stop_at(0).accuracy, abs=1e-9)
     assert oracle_limit(LADDER, 100.0, shared) == pytest.approx(LADDER.served.any(axis=1).mean())
-
-
-def test_efficiency_is_0_for_the_first_stage_and_1_for_the_limit():
-    first, best = LADDER.served[:, 0], LADDER.served[:, 2]
-    assert efficiency(first, first, 0.95).value == 0.0
-    assert efficiency(best, first, float(best.mean())).value == pytest.approx(1.0)
-
-
-def test_the_standard_error_of_efficiency_is_the_spread_over_samples():
-    # 400 bootstrap samples, seed 0; their standard deviation is known to about 4 %.
-    first, served = LADDER.served[:, 0], LADDER.served[:, 2]
-    random = np.random.default_rng(0)
-    spread = []
-    for _ in range(400):
-        rows = random.integers(0, LADDER.rows, LADDER.rows)
-        won = (served[rows].mean() - first[rows].mean()) / (0.95 - first.mean())
-        spread.append(won)
-    assert efficiency(served, first, 0.95).standard_error == pytest.approx(np.std(spread), rel=0.12)
-
-
-def test_efficiency_needs_something_to_win():
-    first = LADDER.served[:, 0]
-    with pytest.raises(ConfigError, match="nothing to win"):
-        efficiency(first, first, float(first.mean()))
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,20 @@ def test_efficiency_is_paired_with_stage_0_on_the_same_rows():
     assert found.standard_error == pytest.approx(np.std([0.5, -0.5, 1, 0.5], ddof=1) / 2 / 0.55)
 
 
+def test_the_standard_error_of_efficiency_is_the_spread_over_samples():
+    # 400 bootstrap samples of 3,000 rows, seed 0; their standard deviation is known to about 4 %.
+    random = np.random.default_rng(0)
+    first = random.random(3000) < 0.7
+    right = first | (random.random(3000) < 0.5)
+    best, floor = np.full(3000, 0.95), np.full(3000, float(first.mean()))
+
+    def found(rows):
+        return efficiency(right[rows], first[rows], best, floor, float(first.mean()))
+
+    spread = [found(random.integers(0, 3000, 3000)).value for _ in range(400)]
+    assert found(slice(None)).standard_error == pytest.approx(np.std(spread), rel=0.12)
+
+
 def test_efficiency_is_silent_where_nothing_can_be_won():
     right = np.ones(5, dtype=bool)
     assert efficiency(right, right, np.full(5, 0.8), np.full(5, 0.8), 0.8) is None
