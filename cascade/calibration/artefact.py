@@ -106,6 +106,8 @@ class LearnedGain(_Part):
     """Weights of the first event: constant, top probability, margin, entropy, agreement, then one for each class."""
     spoilt: Annotated[tuple[float, ...], Field(min_length=7)]
     """Weights of the second, in the same order."""
+    curve: Knots
+    """Their difference to the gain."""
     held_out: HeldOutError
     """The errors of all."""
 
@@ -117,7 +119,7 @@ class LearnedGain(_Part):
 
     def estimator(self) -> LogisticGain:
         """The function from features to gain."""
-        return LogisticGain(np.asarray(self.mended), np.asarray(self.spoilt))
+        return LogisticGain(np.asarray(self.mended), np.asarray(self.spoilt), self.curve.curve())
 
 
 class StageCalibration(_Part):

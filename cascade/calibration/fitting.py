@@ -208,7 +208,10 @@ class _Fitting:
             if is_better:
                 model = fit_logistic_gain(features[fitted], difference)
                 mended, spoilt = tuple(model.mended.tolist()), tuple(model.spoilt.tolist())
-                return LearnedGain(method="logistic", mended=mended, spoilt=spoilt, held_out=held_out), model(features)
+                learned = LearnedGain(
+                    method="logistic", mended=mended, spoilt=spoilt, curve=_knots(model.curve), held_out=held_out
+                )
+                return learned, model(features)
         else:
             held_out = HeldOutError(**errors)
         knots = _knots(found.curve)

@@ -1,15 +1,16 @@
 """A gain learned from several features of the evidence: multinomial logistic regression. Knows no table and no curve.
 
 With mended = "dearer right, this wrong" and spoilt = "dearer wrong, this right", the gain is P(mended | x) - P(spoilt | x).
-This is the post-hoc deferral rule of Jitkrittum et al. (NeurIPS 2023, arXiv 2307.02764) with a linear model.
+This is the post-hoc deferral rule of Jitkrittum et al. (NeurIPS 2023, arXiv 2307.02764) with a linear model. What the model
+says is then calibrated by a curve that never falls (a single-index model).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from cascade.calibration.scores import Floats, rounded
-from cascade.policy.gain import LogisticGain
+from cascade.calibration.scores import Floats, isotonic_curve, rounded
+from cascade.policy.gain import Curve, LogisticGain
 
 MAX_CLASSES = 100
 """With more classes each has too few rows for a weight of its own."""
@@ -17,6 +18,8 @@ LEAST_SPREAD = 1e-6
 """A feature whose standard deviation is below this is a constant with rounding errors."""
 RIDGE = 1e-3
 """Weight of half the sum of squares of the standardised weights, beside the mean log-likelihood."""
+
+_IDENTITY = Curve.of([-1.0, 1.0], [-1.0, 1.0])
 
 
 def fit_logistic_gain(features: Floats, difference: Floats) -> LogisticGain:
@@ -53,6 +56,7 @@ def fit_logistic_gain(features: Floats, difference: Floats) -> LogisticGain:
     slopes = np.zeros((features.shape[1], 2))
     slopes[used] = weights[1:] / scale[used, None]
     constants = weights[0] - centre @ slopes
-    return LogisticGain(
-        rounded(np.concatenate([constants[:1], slopes[:, 0]])), rounded(np.concatenate([constants[1:], slopes[:, 1]]))
-    )
+    mended = rounded(np.concatenate([constants[:1], slopes[:, 0]]))
+    spoilt = rounded(np.concatenate([constants[1:], slopes[:, 1]]))
+    index = LogisticGain(mended, spoilt, _IDENTITY).index(features)
+    return LogisticGain(mended, spoilt, isotonic_curve(index, difference, increasing=True, prior=0.0))

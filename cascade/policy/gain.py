@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
+LEAST_GAIN = 1e-6
+"""A smaller gain is none: rounding makes such between two knots of a curve, and at a price of 0 they would send rows on."""
 LEAST = float(np.finfo(np.float32).tiny)
 """A probability below this counts as this: its logarithm must be finite."""
 
@@ -47,25 +49,33 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LogisticGain:
-    """A gain learned from several features of the evidence: P(mended) - P(spoilt), a softmax over mended, spoilt, neither.
+    """A gain learned from several features of the evidence: a curve over the index P(mended) - P(spoilt).
+
+    The two probabilities are a softmax over mended, spoilt and neither, linear in the features.
 
     Attributes:
         mended: weights of "the dearer stage is right where this one is wrong", the constant first, [1 + features].
         spoilt: weights of the reverse, [1 + features].
+        curve: index to gain. A softmax is never quite 0; the curve is, where the stages never differed.
     """
 
     mended: Floats
     spoilt: Floats
+    curve: Curve
 
     def __call__(self, features: Floats) -> Floats:
         """Gains of rows with these features, [n, features] -> [n]; see `evidence_features`."""
+        return self.curve(self.index(features))
+
+    def index(self, features: Floats) -> Floats:
+        """P(mended) - P(spoilt), [n, features] -> [n]."""
         scores = np.zeros((len(features), 3))
         scores[:, 0] = self.mended[0] + features @ self.mended[1:]
         scores[:, 1] = self.spoilt[0] + features @ self.spoilt[1:]
         scores -= scores.max(axis=1, keepdims=True)
         np.exp(scores, out=scores)
-        gains: Floats = (scores[:, 0] - scores[:, 1]) / scores.sum(axis=1)
-        return gains
+        index: Floats = (scores[:, 0] - scores[:, 1]) / scores.sum(axis=1)
+        return index
 
 
 def evidence_features(probabilities: Floats, earlier: NDArray[np.integer] | None) -> Floats:
@@ -190,4 +200,5 @@ class Judge:
                     before = None if earlier is None else earlier.probabilities.argmax(axis=1)
                     features = evidence_features(probabilities, before)
                 gains[:, j] = gain(features)
+        gains[np.abs(gains) < LEAST_GAIN] = 0.0
         return Judgement(probabilities, confidence, self.p_correct(confidence), gains, recalled)

@@ -155,7 +155,18 @@ def test_a_learned_gain_recovers_its_own_model() -> None:
     truth = softmax(scores)
     drawn = (random.random((40_000, 1)) > np.cumsum(truth, axis=1)).sum(axis=1)
     model = fit_logistic_gain(features, np.array([1.0, -1.0, 0.0])[drawn])
-    np.testing.assert_allclose(model(features), truth[:, 0] - truth[:, 1], atol=0.03)
+    gain = truth[:, 0] - truth[:, 1]
+    np.testing.assert_allclose(model.index(features), gain, atol=0.03)
+    assert abs(model(features) - gain).mean() < 0.02
+
+
+def test_a_learned_gain_is_nothing_where_the_stages_never_differed() -> None:
+    random = np.random.default_rng(11)
+    features = np.column_stack([random.random(2000), random.random(2000)])
+    difference = np.where((features[:, 0] > 0.7) & (random.random(2000) < 0.5), 1.0, 0.0)
+    gain = fit_logistic_gain(features, difference)
+    assert gain(np.array([[0.1, 0.5], [0.2, 0.9]])).tolist() == [0.0, 0.0], "else such rows would go on at a price of 0"
+    assert gain(np.array([[0.9, 0.5]]))[0] > 0.3
 
 
 def test_a_feature_that_never_varies_gets_no_weight() -> None:

@@ -89,18 +89,19 @@ def test_an_earlier_answer_is_kept_only_where_it_is_more_probably_right():
     assert judge(np.zeros((1, 2))).recalled is None, "there is nothing to recall at the first stage"
 
 
-def test_a_learned_gain_is_the_difference_of_two_probabilities():
-    gain = LogisticGain(np.array([1.0, 2.0, 0.0]), np.array([0.0, 0.0, -1.0]))
+def test_a_learned_gain_is_a_curve_over_the_difference_of_two_probabilities():
+    bent = Curve.of([-1.0, 0.0, 1.0], [-0.5, 0.0, 1.0])
+    gain = LogisticGain(np.array([1.0, 2.0, 0.0]), np.array([0.0, 0.0, -1.0]), bent)
     features = np.array([[0.5, 0.0], [800.0, 1.0], [-1.0, -800.0]])
     scores = np.column_stack([1 + 2 * features[:, 0], -features[:, 1], np.zeros(3)])
     expected = softmax(scores, axis=1)
-    np.testing.assert_allclose(gain(features), expected[:, 0] - expected[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(gain(features), bent(expected[:, 0] - expected[:, 1]), rtol=1e-12)
 
 
 def test_learned_gains_read_the_evidence_and_curves_the_confidence():
     weights = np.zeros(1 + 4 + 2)
     weights[4] = 3.0  # agreement with the stage before
-    judge = Judge(1.0, RISING, (FALLING, LogisticGain(weights, np.zeros(7))))
+    judge = Judge(1.0, RISING, (FALLING, LogisticGain(weights, np.zeros(7), Curve.of([-1, 1], [-1, 1]))))
     assert judge.looks_back
     assert not Judge(1.0, RISING, (FALLING,)).looks_back
     earlier = Earlier(np.array([[0.9, 0.1], [0.1, 0.9]]), np.array([0.5, 0.5]))
@@ -108,3 +109,10 @@ def test_learned_gains_read_the_evidence_and_curves_the_confidence():
     np.testing.assert_allclose(gains[:, 0], FALLING(np.array([0.8, 0.8])))
     agree = softmax([3.0, 0.0, 0.0])
     np.testing.assert_allclose(gains[:, 1], [agree[0] - agree[1], 0.0], atol=1e-12)
+
+
+def test_a_gain_that_only_rounding_makes_is_none():
+    steep = Curve.of([0.5, 0.75 + 1e-9], [1.0, 0.0])
+    judge = Judge(1.0, RISING, (steep,))
+    assert steep(np.array([0.75]))[0] > 0
+    assert judge(np.log([[0.75, 0.25], [0.6, 0.4]])).gains[:, 0].tolist() == [0.0, pytest.approx(0.6)]
