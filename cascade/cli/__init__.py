@@ -1,26 +1,64 @@
-"""The command line: check, profile and calibrate a ladder, serve it, show it.
+"""The command line: check, profile and calibrate a ladder, know what it will do, serve it, show it.
 
 Commands parse arguments, call the floors below and show what they return; nothing is computed here. Exit codes: 0 done,
 1 a verdict failed, 2 the operator's files or arguments are wrong.
+
+A command's module is imported when the command is called: each brings libraries that the others need not wait for.
 """
 
-import typer
+from importlib import import_module
+from typing import Any
 
-from cascade.cli import calibrate, certify, frontier, ladder, offline, online, plan, report, simulate
+import typer
+from typer.core import TyperGroup
+from typer.main import get_group
+
+MODULES = {
+    "check": "offline",
+    "profile": "offline",
+    "calibrate": "calibrate",
+    "certify": "certify",
+    "frontier": "frontier",
+    "ladder": "ladder",
+    "plan": "plan",
+    "simulate": "simulate",
+    "report": "report",
+    "serve": "online",
+    "demo": "online",
+    "schema": "offline",
+}
+"""Commands in the order of their use, and the module that registers each."""
+
+
+class Commands(TyperGroup):
+    """The commands of `MODULES`, each imported when it is asked for.
+
+    Contexts and commands are click's, which typer brings along or imports, depending on its version; hence no types.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Names, in order."""
+        return list(MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """The command of that name, None if there is none."""
+        if cmd_name not in MODULES:
+            return None
+        part = typer.Typer()
+        part.callback()(lambda: None)  # a Typer of one command would else be that command
+        import_module(f"cascade.cli.{MODULES[cmd_name]}").register(part)
+        return get_group(part).commands[cmd_name]
+
 
 app = typer.Typer(
     name="cascade",
-    help="A model server that gets less accurate instead of slower or unavailable when traffic spikes.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-offline.register(app)
-calibrate.register(app)
-certify.register(app)
-frontier.register(app)
-ladder.register(app)
-plan.register(app)
-report.register(app)
-simulate.register(app)
-online.register(app)
+
+
+@app.callback()
+def cascade() -> None:
+    """A model server that gets less accurate instead of slower or unavailable when traffic spikes."""
