@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from cascade.calibration.artefact import Calibration, Share, TableSource, Text, _File, _Part
 from cascade.errors import CalibrationMismatch, ConfigError
@@ -186,9 +186,9 @@ class Certificate(_File):
             )
 
 
-def digest_of(calibration: Calibration) -> str:
-    """SHA-256 (hex) of what stands in a calibration, however the file is laid out."""
-    return hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()
+def digest_of(file: BaseModel) -> str:
+    """SHA-256 (hex) of what stands in an artefact or a spec, however its file is laid out."""
+    return hashlib.sha256(file.model_dump_json().encode()).hexdigest()
 
 
 def _below(prices: Sequence[float], other: Sequence[float]) -> bool:

@@ -67,6 +67,21 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
     return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group)
 
 
+def fitted_on_these(calibration: Calibration, digest: str, split: str | None, rows: OutcomeTable) -> bool:
+    """Whether a calibration was fitted on rows that are now to be judged by it, as far as digests and splits tell.
+
+    Args:
+        calibration: the calibration.
+        digest: of the whole table.
+        split: the split that is judged, or None for all rows.
+        rows: the rows of that split.
+    """
+    source = calibration.table
+    overlap = source.split is None or split is None or source.split == split
+    # The digest of all rows is known; only a part may be the very table that was fitted on.
+    return (digest == source.digest and overlap) or (split is not None and rows.digest() == source.digest)
+
+
 def fit_and_judge(
     table: OutcomeTable,
     *,

@@ -11,7 +11,7 @@ from cascade.calibration.certificate import Certificate, digest_of
 from cascade.calibration.certify import certify as make_certificate
 from cascade.calibration.certify import path_through
 from cascade.calibration.judged import JudgedTable
-from cascade.calibration.judging import fit_and_judge, judge_table
+from cascade.calibration.judging import fit_and_judge, fitted_on_these, judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
@@ -99,8 +99,7 @@ def _by_file(
     calibration = Calibration.read(path)
     rows = table if check_split is None else table.select(check_split)
     digest, fitted_on = table.digest(), calibration.table
-    overlap = fitted_on.split is None or check_split is None or fitted_on.split == check_split
-    if (digest == fitted_on.digest and overlap) or rows.digest() == fitted_on.digest:
+    if fitted_on_these(calibration, digest, check_split, rows):
         part = "all rows" if fitted_on.split is None else f"split {fitted_on.split!r}"
         raise ConfigError(
             f"{path}: was fitted on {part} of this very table; a certificate needs rows that nothing was fitted on "

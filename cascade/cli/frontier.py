@@ -11,7 +11,7 @@ from cascade.calibration.artefact import Calibration
 from cascade.calibration.frontier import LOSSES, Frontier, Point, Sweep
 from cascade.calibration.frontier import frontier as make_frontier
 from cascade.calibration.judged import JudgedTable
-from cascade.calibration.judging import fit_and_judge, judge_table
+from cascade.calibration.judging import fit_and_judge, fitted_on_these, judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, usage_errors
 from cascade.cli.outputs import amount, say_written, times, write_outputs
@@ -93,9 +93,7 @@ def _by_file(
         raise ConfigError("--fit-split says what to fit on, but with --calibration nothing is fitted: leave one out")
     fitted = Calibration.read(path)
     rows = table if check_split is None else table.select(check_split)
-    source = fitted.table
-    overlap = source.split is None or check_split is None or source.split == check_split
-    if (overlap and table.digest() == source.digest) or rows.digest() == source.digest:
+    if fitted_on_these(fitted, table.digest(), check_split, rows):
         errors.print(
             "[yellow]note:[/yellow] the calibration was fitted on these very rows, so the cascade looks better than it is"
         )

@@ -1,6 +1,5 @@
 """The command that plans: prices, and what comes of them, by arrival rate; and how many replicas a target takes."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -191,14 +190,12 @@ def _budget(deployment: Deployment, max_gpus: float | None, max_replicas: int | 
 def _sources(
     outcomes: OutcomeTable, calibration: Calibration, service: ServiceProfile, certificate: Certificate | None
 ) -> PlanSources:
-    digest = hashlib.sha256(service.model_dump_json().encode()).hexdigest()
-    certified = None if certificate is None else hashlib.sha256(certificate.model_dump_json().encode()).hexdigest()
     return PlanSources(
         table=outcomes.digest(),
         rows=outcomes.rows,
         calibration=digest_of(calibration),
-        service=digest,
-        certificate=certified,
+        service=digest_of(service),
+        certificate=None if certificate is None else digest_of(certificate),
     )
 
 

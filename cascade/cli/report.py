@@ -1,6 +1,5 @@
 """The command that reports on a ladder: one page with everything known about it, on its test rows."""
 
-import hashlib
 import shlex
 from collections.abc import Callable
 from importlib.metadata import version
@@ -160,7 +159,7 @@ def make_report(
         table=TableSource(digest=digest, rows=outcomes.rows, split=None),
         calibration=digest_of(calibration),
     )
-    service_digest = hashlib.sha256(profile.model_dump_json().encode()).hexdigest()
+    service_digest = digest_of(profile)
     plan = make_plan(
         judged,
         deployment,
@@ -254,7 +253,7 @@ def _sources(
         path = path.resolve()
         return str(path.relative_to(ladder.root)) if path.is_relative_to(ladder.root) else path.name
 
-    spec_digest = hashlib.sha256(ladder.spec.model_dump_json().encode()).hexdigest()
+    spec_digest = digest_of(ladder.spec)
     used = calibration.table.split
     part = f"{fitted_rows:,} rows" if used is None else f"{calibration.table.rows:,} rows of split {used}"
     return (
