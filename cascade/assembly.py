@@ -3,9 +3,21 @@
 The server and the simulator both put their policy together here, so that they cannot come to differ.
 """
 
+from dataclasses import dataclass
+
 from cascade.calibration.artefact import Calibration, ServiceProfile
+from cascade.calibration.certificate import Certificate
+from cascade.calibration.judging import judge_table, market_of
+from cascade.calibration.outcomes import OutcomeTable
+from cascade.errors import ConfigError
+from cascade.policy.classes import ClassConfig
+from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import CascadeSpec, Ladder, StageSpec
+
+HOP_S = 0.002
+"""Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
+a machine that has something to do. For a stage of microseconds it is all that counts."""
 
 
 def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
@@ -24,37 +36,142 @@ def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
     return calibration, profile
 
 
+def read_certificate(ladder: Ladder, calibration: Calibration) -> Certificate | None:
+    """Read a ladder's certificate, and check that it was made with its calibration; None if it has none.
+
+    Raises:
+        ConfigError: the file is malformed.
+        CalibrationMismatch: made with another calibration.
+    """
+    if not ladder.certificate_path.is_file():
+        return None
+    certificate = Certificate.read(ladder.certificate_path)
+    certificate.check_belongs(calibration)
+    return certificate
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """Everything that was made for a ladder before it is served, checked to belong to it.
+
+    Attributes:
+        calibration: how evidence is read.
+        profile: how long batches take.
+        certificate: what may be lost at which prices; None if there is none.
+        market: demand by price; None without the outcome table that it is made of, and then prices never change.
+    """
+
+    calibration: Calibration
+    profile: ServiceProfile
+    certificate: Certificate | None
+    market: Market | None
+
+    @classmethod
+    def read(cls, ladder: Ladder) -> "Artefacts":
+        """Read them all.
+
+        Raises:
+            ConfigError: a file is missing or malformed.
+            CalibrationMismatch: made for another ladder.
+        """
+        calibration, profile = read_artefacts(ladder)
+        certificate = read_certificate(ladder, calibration)
+        class_configs(ladder.spec, certificate)  # a floor that nothing certifies is found out here, not in a replica
+        market = None
+        if ladder.table_path.is_file():
+            judged = judge_table(OutcomeTable.read(ladder.table_path), calibration)
+            market = market_of(judged, ladder.spec.base_prices)
+        return cls(calibration, profile, certificate, market)
+
+
+def class_configs(spec: CascadeSpec, certificate: Certificate | None) -> list[ClassConfig]:
+    """What the policy must know of each class; a floor becomes the prices that keep it.
+
+    Args:
+        spec: the ladder.
+        certificate: needed where a class has a ``max_loss``.
+
+    Raises:
+        ConfigError: there is no certificate for a floor, or it certifies no such one at the base prices.
+    """
+    configs = []
+    for place, each in enumerate(spec.admission.all_classes):
+        cap = None
+        if each.max_loss is not None:
+            where = f"admission.classes.{place}.max_loss {each.max_loss:g}"
+            if certificate is None:
+                raise ConfigError(
+                    f"{where}: a floor needs a certificate; run `cascade certify` and put its certificate.json "
+                    "beside the calibration"
+                )
+            cap = certificate.cap_for(each.max_loss)
+            if cap is None or any(base > limit for base, limit in zip(spec.base_prices[1:], cap[1:], strict=True)):
+                smallest = certificate.bound_at(spec.base_prices)
+                raise ConfigError(f"{where}: the smallest that is certified at the base prices is {smallest:g}")
+        configs.append(ClassConfig(each.weight, cap, each.beyond_floor))
+    return configs
+
+
+def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
+    """Calls that one router may have with a stage at a time.
+
+    A replica's ``calls_per_replica`` are shared by the routers, but each of them may always have one call a replica: with
+    fewer, its rows would wait for whole passes that hold none of them.
+
+    Args:
+        stage: the stage.
+        routers: routers beside each other.
+        replicas: healthy replicas of the stage.
+    """
+    if stage.placement == "router":
+        return 1
+    return replicas * max(1, stage.calls_per_replica // routers)
+
+
+def router_rows(stage: StageSpec, routers: int) -> int:
+    """Rows that one router may put into a call, at most: its part of a full pass, which the replica puts together again.
+
+    If each sent whole batches, a replica would run them one after the other, and rows that are worth little to one router
+    would go before rows that are worth much to the next.
+    """
+    return stage.max_batch_size if stage.placement == "router" else -(-stage.max_batch_size // routers)
+
+
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
     """What the policy of one router must know of each stage."""
     configs = []
     for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
-        # Each router may use its share of the replicas' places, and at least one.
-        places = 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica // spec.router.replicas
         configs.append(
             StageConfig(
-                slots=max(1, places),
-                max_batch_size=stage.max_batch_size,
+                slots=router_slots(stage, spec.router.replicas, stage.replicas),
+                max_batch_size=router_rows(stage, spec.router.replicas),
                 cost=stage.cost,
                 base_price=base_price,
                 a_s=measured.a_s,
                 b_s=measured.b_s,
                 timeout_floor_s=stage.timeout_floor_s,
+                hop_s=0.0 if stage.placement == "router" else HOP_S,
             )
         )
     return configs
 
 
-def build_policy(spec: CascadeSpec, profile: ServiceProfile, seed: int) -> Policy:
+def build_policy(spec: CascadeSpec, profile: ServiceProfile, seed: int, certificate: Certificate | None = None) -> Policy:
     """The policy of one router.
 
     Args:
         spec: the ladder.
         profile: how long its batches take.
         seed: of the jitter in ``Retry-After``.
+        certificate: what may be lost at which prices; needed where a class has a floor.
+
+    Raises:
+        ConfigError: a class has a floor that cannot be kept, see `class_configs`.
     """
     return Policy(
         stage_configs(spec, profile),
         usual_deadline_s=spec.deadline.default_s,
         wait_share=spec.admission.wait_share,
+        classes=class_configs(spec, certificate),
         seed=seed,
     )

@@ -109,15 +109,17 @@ class Overloaded(CascadeError):
     Args:
         detail: one sentence.
         retry_after_s: when to come back, whole seconds, already jittered.
+        hold_s: seconds for which the server keeps this answer back.
     """
 
     status = 503
     code = "overloaded"
     title = "Overloaded"
 
-    def __init__(self, detail: str, retry_after_s: int) -> None:
+    def __init__(self, detail: str, retry_after_s: int, hold_s: float = 0.0) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.hold_s = hold_s
 
 
 class DeadlineExceeded(CascadeError):

@@ -13,20 +13,24 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
+from cascade.spec_sections import (
+    AdmissionSpec,
+    AutoscalingSpec,
+    DataSpec,
+    DeadlineSpec,
+    LimitsSpec,
+    Name,
+    Part,
+    RouterSpec,
+    Seconds,
+)
 from cascade.wire.tensors import Datatype, TensorSpec
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
-Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class TensorField(_Part):
+class TensorField(Part):
     """One input tensor of the model, as clients send it."""
 
     name: Name
@@ -42,12 +46,12 @@ class TensorField(_Part):
         return TensorSpec(self.name, self.datatype, self.shape)
 
 
-class ModelRef(_Part):
+class ModelRef(Part):
     """Where a stage's network comes from."""
 
     factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     """``package.module:callable`` that returns a torch.nn.Module whose forward takes the inputs and returns logits."""
-    args: dict[str, JsonValue] = {}
+    args: dict[str, JsonValue] = Field(default={})
     """Keyword arguments of the factory."""
     weights: str | None = None
     """Safetensors file with its state dict, relative to the spec; none for a model without weights."""
@@ -70,7 +74,7 @@ class ModelRef(_Part):
             ) from error
 
 
-class StageSpec(_Part):
+class StageSpec(Part):
     """One rung of the ladder."""
 
     name: Name
@@ -87,7 +91,11 @@ class StageSpec(_Part):
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rows in a batch, at most."""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Serve replicas; not used with placement router."""
+    """Serve replicas, at the start if their number follows the load; not used with placement router."""
+    min_replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Fewest replicas when their number follows the load; together with ``max_replicas``, not with placement router."""
+    max_replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Most replicas when their number follows the load."""
     calls_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
     """Batches that a replica may hold: one runs while the next one travels."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -101,63 +109,26 @@ class StageSpec(_Part):
     timeout_floor_s: Seconds = 1.0
     """A batch is never given up before this; beyond it, after five times its predicted duration."""
 
-
-class DeadlineSpec(_Part):
-    """Time that a request has, from its arrival at the router."""
-
-    default_s: Seconds = 1.0
-    """When the client names none; queue bounds are measured against this."""
-    max_s: Seconds = 30.0
-    """Longer wishes are cut to this."""
-    margin_s: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The best answer so far leaves this long before the deadline, to be on the wire in time; at most a tenth of it."""
-
-
-class AdmissionSpec(_Part):
-    """When a request is turned away, before the first stage."""
-
-    wait_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of its deadline that a first-class request may wait for the first stage."""
-    priorities: Annotated[int, Field(ge=1, le=8)] = 4
-    """Number of classes; 1 is the most important."""
-    default_priority: Annotated[int, Field(ge=1, le=8)] = 2
-    """Class of a request that names none."""
+    @property
+    def scales(self) -> bool:
+        """Whether the number of replicas follows the load."""
+        return self.min_replicas is not None and self.min_replicas != self.max_replicas
 
     @model_validator(mode="after")
-    def _default_exists(self) -> Self:
-        if self.default_priority > self.priorities:
-            raise ValueError(f"default_priority {self.default_priority} is above priorities {self.priorities}")
+    def _replica_bounds_hold(self) -> Self:
+        low, high = self.min_replicas, self.max_replicas
+        if low is None and high is None:
+            return self
+        if low is None or high is None:
+            raise ValueError(f"min_replicas and max_replicas go together, got {low} and {high}")
+        if self.placement == "router":
+            raise ValueError("min_replicas and max_replicas do not go with placement router")
+        if not low <= self.replicas <= high:
+            raise ValueError(f"replicas {self.replicas} is not between min_replicas {low} and max_replicas {high}")
         return self
 
 
-class LimitsSpec(_Part):
-    """What a single request may ask of the server."""
-
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 31)] = 32 << 20
-    """Body as sent, and after inflation."""
-    max_rows: Annotated[int, Field(ge=1, le=65536)] = 1024
-    """Rows in one request."""
-
-
-class RouterSpec(_Part):
-    """The process that clients talk to."""
-
-    replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """Router processes; each has its own queues."""
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    """CPUs that Ray reserves for each."""
-
-
-class DataSpec(_Part):
-    """Labelled rows beside the spec: ``.npz`` with one array for each input and ``labels``."""
-
-    calibration: str = "data/calibration.npz"
-    """Rows that calibration is fitted on; never trained on, never tested on."""
-    test: str = "data/test.npz"
-    """Rows that results are reported on; never read by calibration."""
-
-
-class CascadeSpec(_Part):
+class CascadeSpec(Part):
     """The whole spec."""
 
     name: Name
@@ -183,6 +154,11 @@ class CascadeSpec(_Part):
     """Sizes."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
+    """How replicas follow the load."""
+    audit_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the answers below the last stage that are checked against the whole ladder after they have left, while there
+    is capacity to spare; 0 for none."""
     data: DataSpec = DataSpec()
     """Labelled rows."""
     calibration: str = "calibration"
@@ -265,6 +241,16 @@ class Ladder:
     def calibration_path(self) -> Path:
         """Temperatures and gain tables, written by ``cascade calibrate``."""
         return self.path(self.spec.calibration) / "calibration.json"
+
+    @property
+    def certificate_path(self) -> Path:
+        """What may be lost at which prices, where ``cascade certify`` has put it there."""
+        return self.path(self.spec.calibration) / "certificate.json"
+
+    @property
+    def plan_path(self) -> Path:
+        """Prices by arrival rate, where ``cascade plan`` has put them there."""
+        return self.path(self.spec.calibration) / "plan.json"
 
     def weights(self, stage: StageSpec) -> Path | None:
         """The stage's weights file.

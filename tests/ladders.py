@@ -20,10 +20,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cascade.models.stage import Arrays
+from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve, Judge
 from cascade.policy.policy import Policy, StageConfig
 from cascade.serving.fakes import FakeStage
-from cascade.serving.router import InlineStage, Router, StageClient
+from cascade.serving.router import Router
+from cascade.serving.slow_loop import Control, StagePlaces
+from cascade.serving.stage_client import InlineStage, StageClient
 from cascade.spec import Ladder, parse_spec
 
 CLASSES = ("red", "green", "blue")
@@ -145,4 +148,5 @@ def make_router(
         classes=2,
         margin_s=0.02,
         clock=asyncio.get_running_loop().time,
+        control=Control((ClassConfig(),), [StagePlaces(1, lambda count, slots=c.slots: count * slots) for c in configs]),
     )

@@ -146,7 +146,8 @@ def test_servers_hop_only_to_replicas(calibrated_ladder):
         if stage.placement == "router":
             assert server == StageServers(measured.a_s, measured.b_s, 1, 1, 0.0)
         else:
-            assert server == StageServers(measured.a_s, measured.b_s, stage.replicas, stage.calls_per_replica, 0.003)
+            places = (stage.replicas, stage.calls_per_replica, 0.003, stage.max_batch_size)
+            assert server == StageServers(measured.a_s, measured.b_s, *places)
 
 
 def test_prices_follow_a_plan_and_one_for_other_stages_is_refused(calibrated, tmp_path):

@@ -108,6 +108,42 @@ def test_a_wrong_field_is_told_by_place_allowed_and_given(path, value, mentions)
     assert "pydantic" not in detail
 
 
+CLASSES = [{"name": "paying", "weight": 1.0, "max_loss": 0.05, "beyond_floor": "shed"}, {"name": "free", "weight": 0.25}]
+
+
+def with_classes(*classes: dict, **admission: int) -> dict:
+    """A good spec of two priorities with these classes."""
+    return changed("admission", {"priorities": 2, "default_priority": 1, "classes": [*classes], **admission})
+
+
+def test_classes_are_read_and_by_default_are_weighted_around_the_class_of_those_who_name_none():
+    spec = parse_spec(with_classes(*CLASSES))
+    assert [(c.name, c.weight, c.max_loss, c.beyond_floor) for c in spec.admission.all_classes] == [
+        ("paying", 1.0, 0.05, "shed"),
+        ("free", 0.25, None, "wait"),
+    ]
+    default = parse_spec(changed("admission", {"priorities": 3, "default_priority": 1})).admission.all_classes
+    assert [(c.name, c.weight) for c in default] == [("p1", 1.0), ("p2", 0.5), ("p3", 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "mentions"),
+    [
+        (CLASSES[:1], ["admission", "each of 2 priorities, got 1"]),
+        ([CLASSES[0], CLASSES[0]], ["'paying'", "twice"]),
+        (CLASSES[::-1], ["'paying' is less important than 'free'", "1", "larger"]),
+        ([CLASSES[0], {**CLASSES[1], "weight": 0}], ["admission.classes.1.weight", "greater than 0", "got 0"]),
+        ([CLASSES[0], {**CLASSES[1], "weight": 101}], ["admission.classes.1.weight", "100"]),
+        ([{**CLASSES[0], "max_loss": 1.0}, CLASSES[1]], ["admission.classes.0.max_loss", "less than 1"]),
+        ([{**CLASSES[0], "beyond_floor": "fail"}, CLASSES[1]], ["admission.classes.0.beyond_floor", "'wait' or 'shed'"]),
+    ],
+)
+def test_classes_that_do_not_fit_are_told_by_place_allowed_and_given(classes, mentions):
+    detail = refused(with_classes(*classes))
+    for mention in mentions:
+        assert mention in detail
+
+
 def test_every_wrong_field_gets_a_line():
     document = changed("stages.0.cost", -1)
     document["limits"] = {"max_rows": 0}

@@ -114,7 +114,13 @@ class QueuePrice(QueueLaw):
         super().__init__(stages, **more)
         self._slope = self.TOP_GAIN / (horizon * self.deadline_s)
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
+    def completed(
+        self,
+        now: float,
+        batch: Batch,
+        judgement: Judgement,
+        run_s: float | None = None,  # noqa: ARG002
+    ) -> list[Command]:
         """See `QueueLaw`; the price is that of the instant."""
         self.set_prices([0.0, *(self._slope * self.wait_s(k) for k in range(1, len(self.capacities)))])
         return super().completed(now, batch, judgement)

@@ -118,7 +118,13 @@ class QueueLaw:
                 self._arm(walk, walk.request.answer_by_s)
         return walks
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
+    def completed(
+        self,
+        now: float,
+        batch: Batch,
+        judgement: Judgement,
+        run_s: float | None = None,  # noqa: ARG002
+    ) -> list[Command]:
         """A batch came back."""
         if not self._release(batch):
             return []

@@ -173,6 +173,19 @@ class Certificate(_File):
             (point.bound_below for point in self.path if _below(prices, point.prices)), default=self.path[-1].bound_below
         )
 
+    def cap_for(self, max_loss: float) -> tuple[float, ...] | None:
+        """The highest prices of the path below which nothing loses more than ``max_loss``, however prices move there.
+
+        Args:
+            max_loss: risk that may not be exceeded.
+
+        Returns:
+            [S] price of a visit to each stage, of the boldest point whose ``bound_below`` is at most that; None if there is
+            none. Several such caps hold at once, see statement 3.
+        """
+        within = [point.prices for point in self.path if point.bound_below <= max_loss]
+        return within[-1] if within else None
+
     def check_belongs(self, calibration: Calibration) -> None:
         """Refuse to vouch for rows that walk by another calibration.
 

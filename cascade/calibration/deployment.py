@@ -12,7 +12,7 @@ from cascade.calibration.fluid import Capacity, OperatingPoint
 from cascade.calibration.judged import Floats
 from cascade.calibration.queueing import Delay, batch_capacity, batched_delay, erlang_c, mixture_quantile
 from cascade.errors import ConfigError
-from cascade.policy.policy import LAST_QUEUE_SHARE, QUEUE_SHARE
+from cascade.policy.bounds import LAST_QUEUE_SHARE, QUEUE_SHARE
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,13 @@ from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import log_probabilities
 from cascade.errors import CalibrationMismatch, TableError
 from cascade.policy.gain import Earlier, LogisticGain
+from cascade.policy.market import Market
 
 CHUNK_VALUES = 1 << 20
 """Numbers of one stage that are judged at a time: eight megabytes, so that a table of any size fits."""
+
+MARKET_ROWS = 2000
+"""Rows that stand for the traffic: the share of rows above a price is then known to a point, as is the arrival rate."""
 
 
 def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
@@ -120,3 +124,20 @@ def fit_and_judge(
     digests = {stage: f"table {table.digest()[:16]}" for stage in table.stages}
     calibration = fit(fitted, digests, ladder="table", prices=prices, answers=answers, seed=seed, progress=progress)
     return calibration, judge_table(checked, calibration)
+
+
+def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MARKET_ROWS, seed: int = 0) -> Market:
+    """The demand of a table's rows by price, for a loop that sets prices while it serves.
+
+    Args:
+        judged: rows like those that will come.
+        base_prices: [S] price of a visit to each stage when nothing is scarce.
+        rows: how many of them, drawn at random, stand for the traffic.
+        seed: of that draw.
+    """
+    if judged.rows > rows:
+        judged = judged.select(np.random.default_rng(seed).permutation(judged.rows)[:rows])
+    stages = len(judged.stages)
+    # Single precision halves what is searched and shipped; gains are known to two digits at best.
+    gains = [judged.gains[:, stage, stage + 1 :].astype(np.float32) for stage in range(stages - 1)]
+    return Market(gains, judged.p_correct.astype(np.float32), base_prices)

@@ -27,8 +27,8 @@ from cascade.report.page import write_report
 from cascade.report.reliability import stage_reliability
 from cascade.report.style import pyplot
 from cascade.report.summary import Report, Source
+from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
-from cascade.simulation.simulator import Clients
 from cascade.spec import Ladder
 
 LOADS = "0.5,1,2,4,6,8,10"

@@ -23,10 +23,11 @@ from cascade.cli.console import console, errors, narrow_table, print_json, progr
 from cascade.cli.outputs import amount, say_written, write_outputs
 from cascade.errors import ConfigError
 from cascade.report.simulation import simulation_figure
+from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster, Slowdown, StageServers
 from cascade.simulation.outcome import Limits, Outcome, PhaseReport, summarise
 from cascade.simulation.record import Record
-from cascade.simulation.simulator import Clients, Planner, draw_rows, simulate
+from cascade.simulation.simulator import Planner, draw_rows, simulate
 from cascade.simulation.workload import GRAMMAR, Workload, draw, parse_workload, run_streams
 from cascade.spec import CascadeSpec, Ladder
 
@@ -274,11 +275,11 @@ def length_s(law: Workload, seconds: float | None) -> float | None:
 
 
 def stage_servers(spec: CascadeSpec, profile: ServiceProfile, hop_s: float) -> list[StageServers]:
-    """The machines of a spec: a stage inside the router runs one batch at a time, without a hop."""
+    """The machines of a spec: a stage inside the router runs one batch at a time, without a hop, and each router has one."""
     return [
-        StageServers(measured.a_s, measured.b_s)
+        StageServers(measured.a_s, measured.b_s, spec.router.replicas)
         if stage.placement == "router"
-        else StageServers(measured.a_s, measured.b_s, stage.replicas, stage.calls_per_replica, hop_s)
+        else StageServers(measured.a_s, measured.b_s, stage.replicas, stage.calls_per_replica, hop_s, stage.max_batch_size)
         for stage, measured in zip(spec.stages, profile.stages, strict=True)
     ]
 

@@ -133,6 +133,8 @@ class ResidualNet(nn.Module):
         depths: blocks in each group; as many as ``widths``.
         strides: stride of each group's first block; as many as ``widths``.
         mirror: outside training, average the logits over the image and its mirror image. Costs twice as much.
+        shift: outside training, average the logits over the image moved by up to so many pixels each way, background moving
+            in. Costs (2 shift + 1)^2 times as much.
         classes: number of logits.
     """
 
@@ -143,10 +145,12 @@ class ResidualNet(nn.Module):
         depths: Sequence[int] = (1, 1),
         strides: Sequence[int] = (2, 2),
         mirror: bool = False,
+        shift: int = 0,
         classes: int = 10,
     ) -> None:
         super().__init__()
         self.mirror = mirror
+        self.shift = shift
         self.stem = nn.Conv2d(1, stem, 3, 1, 1, bias=False)
         blocks: list[nn.Module] = []
         channels = stem
@@ -163,11 +167,19 @@ class ResidualNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [n, classes] of uint8 [n, height, width]."""
-        if self.training or not self.mirror:
+        if self.training:
             return self._logits(image)
-        # One pass over both views: a batch twice as large costs less than two passes when batches are small.
-        straight, mirrored = self._logits(torch.cat((image, image.flip(-1)))).chunk(2)
-        return (straight + mirrored) / 2
+        views = [image]
+        if self.shift:
+            height, width = image.shape[1:]
+            padded = F.pad(image, (self.shift,) * 4)
+            places = range(2 * self.shift + 1)
+            views = [padded[:, down : down + height, right : right + width] for down in places for right in places]
+        if self.mirror:
+            views += [view.flip(-1) for view in views]
+        # One pass over all views: a batch so many times larger costs less than as many passes when batches are small.
+        logits = self._logits(torch.cat(views))
+        return logits.reshape(len(views), len(image), -1).mean(0)
 
     def _logits(self, image: Tensor) -> Tensor:
         features = self.blocks(self.stem(normalise(image, self.stem.weight.dtype)))

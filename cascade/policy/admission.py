@@ -4,16 +4,28 @@ A row is admitted while the predicted wait for stage 0 is at most a share of its
 could still just finish would spend the whole slack in front of the cheapest stage and leave none to escalate in.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import inf, isfinite
 from random import Random
 
 from cascade.policy.capacity import StageCapacity
+from cascade.policy.commands import Batch, Shed
 
 PRIORITY_STEP = 0.25
 """Each class below the first loses this fraction of the share, so that the lowest class is turned away first."""
+FAIR_PATIENCE = 2.0
+"""A tenant within its fair rate may wait this many times as long: the wait is not of its making, and has an end."""
 LONGEST_DRAIN_S = 10.0
 """What a client is told when stage 0 is out and the wait has no end."""
+JITTER = 3.0
+"""The longest that a client is told to stay away is this many times the shortest, so that clients spread out."""
+HOLD_FACTOR = 50.0
+"""A refusal is held back for this many times the driver's own lag. Some clients come back at once whatever they are told;
+each refusal costs the driver some of its time, and so every batch that it has to move. With n clients that do so and a hold
+of h seconds they come n / h times a second."""
+LONGEST_HOLD_S = 1.0
+"""Most that a refusal is held back."""
 
 
 @dataclass(slots=True)
@@ -28,22 +40,46 @@ class Admission:
     wait_share: float
     random: Random
 
-    def admits(self, wait_s: float, remaining_s: float, priority: int) -> bool:
+    def admits(self, wait_s: float, remaining_s: float, priority: int, patience: float = 1.0) -> bool:
         """Whether a row may come in.
 
         Args:
             wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
             remaining_s: time to its deadline, infinite if it has none.
             priority: its class, 1 is the most important.
+            patience: times the usual share that this row may wait.
         """
         if remaining_s <= 0:
             return isfinite(wait_s)  # too late is not overload: the next dispatch says so
         factor = max(1.0 - PRIORITY_STEP * (priority - 1), PRIORITY_STEP / 2)
-        return isfinite(wait_s) and wait_s <= self.wait_share * factor * remaining_s
+        return isfinite(wait_s) and wait_s <= patience * self.wait_share * factor * remaining_s
 
     def retry_after_s(self, wait_s: float) -> int:
-        """Whole seconds to stay away: the time to drain what waits, times a jitter in [1, 2] so that clients spread out."""
-        return max(1, ceil(min(wait_s, LONGEST_DRAIN_S) * self.random.uniform(1.0, 2.0)))
+        """Whole seconds to stay away: the time to drain what waits, at least 1 s, times a jitter from 1 to `JITTER`."""
+        return int(max(1.0, min(wait_s, LONGEST_DRAIN_S)) * self.random.uniform(1.0, JITTER))
+
+    def turn_away(self, wait_s: float, lag_s: float = 0.0) -> Shed:
+        """The refusal of a message that would have waited for ``wait_s``, by a driver that is ``lag_s`` behind."""
+        return Shed(self.retry_after_s(wait_s), wait_s, min(HOLD_FACTOR * lag_s, LONGEST_HOLD_S))
+
+
+def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, running: Iterable[Batch]) -> float:
+    """Seconds until the first row of a new message would begin on stage 0; infinite where that is out.
+
+    Args:
+        now: present instant.
+        stage: stage 0.
+        waiting: rows in its queue.
+        running: the batches that run, on any stage.
+    """
+    if not stage.slots:
+        return inf
+    first_free_s = 0.0
+    if not stage.free:
+        back = (batch.started_s + stage.service.predict(len(batch.walks)) for batch in running if batch.stage == 0)
+        # A batch that is overdue is expected to need as long again as it is overdue already.
+        first_free_s = min((abs(at_s - now) for at_s in back), default=0.0)
+    return predicted_wait_s(stage, waiting, first_free_s)
 
 
 def predicted_wait_s(stage: StageCapacity, waiting: int, first_free_s: float) -> float:

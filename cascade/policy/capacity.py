@@ -60,14 +60,22 @@ class StageCapacity:
     Attributes:
         slots: batches that may be with the stage's replicas at a time; 0 says that the stage is out.
         max_batch_size: rows in a batch, at most.
-        service: the learned service time.
+        service: the learned time of a call, from sending a batch to its return: it holds the way there and the wait behind
+            another batch on the same replica.
         busy: batches that are with the replicas now.
+        hop_s: part of the profile of ``service`` that is the way to a replica and back.
+        work: the learned time for which a batch occupies a replica, from the same profile without the way.
     """
 
     slots: int
     max_batch_size: int
     service: ServiceTime
     busy: int = 0
+    hop_s: float = 0.0
+    work: ServiceTime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.work = ServiceTime(self.service.a_s - self.hop_s, self.service.b_s)
 
     @property
     def free(self) -> int:
@@ -78,3 +86,22 @@ class StageCapacity:
     def rows_per_s(self) -> float:
         """Rows a second at full batches: slots x B / S(B)."""
         return self.slots * self.max_batch_size / self.service.predict(self.max_batch_size)
+
+    def full_rows_per_s(self, replicas: int) -> float:
+        """Rows a second of replicas that never idle: replicas x B / work(B); what a plan may count on.
+
+        Args:
+            replicas: healthy replicas of the stage, of all routers.
+        """
+        return replicas * self.max_batch_size / self.work.predict(self.max_batch_size)
+
+    def observe(self, rows: int, call_s: float, run_s: float | None = None) -> None:
+        """Learn from one finished batch.
+
+        Args:
+            rows: rows in it.
+            call_s: seconds from sending it to its return.
+            run_s: seconds for which it occupied its replica; None if nobody measured, and the call's are taken.
+        """
+        self.service.observe(rows, call_s)
+        self.work.observe(rows, call_s if run_s is None else run_s)

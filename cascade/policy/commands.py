@@ -76,7 +76,9 @@ class Shed:
     Attributes:
         retry_after_s: whole seconds to stay away, jittered.
         wait_s: the predicted wait that was too long.
+        hold_s: seconds for which the refusal itself is to be held back.
     """
 
     retry_after_s: int
     wait_s: float
+    hold_s: float = 0.0

@@ -10,28 +10,27 @@ The driver's duties: report every event with a clock that does not go back; afte
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 from math import inf
 from random import Random
 
-from cascade.policy.admission import Admission, predicted_wait_s
+from cascade.policy.admission import Admission
+from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
+from cascade.policy.classes import PROTECTED, ClassConfig, Classes
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
+from cascade.policy.door import Door
+from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
 from cascade.policy.price import continuation_value
 from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
-from cascade.policy.stats import Counts, StageCounts
+from cascade.policy.stats import ClassCounts, Counts, StageCounts
+from cascade.policy.tariff import Tariff
+from cascade.policy.timers import Timers
 from cascade.policy.walk import State, Walk
 
-QUEUE_SHARE = 0.25
-"""Work that may wait before a stage, as a share of the usual deadline: it must leave time for the stages behind."""
-LAST_QUEUE_SHARE = 0.5
-"""The same before the last stage, which has none behind it."""
 TIMEOUT_FACTOR = 5.0
 """A batch that takes this many times its predicted duration is given up, and tried once more elsewhere."""
-TIMER_SLACK = 1024
-"""Timers of finished rows that may pile up, beyond those of the live ones, before they are thrown out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ class StageConfig:
         a_s: profiled seconds of any batch.
         b_s: profiled seconds that a row adds.
         timeout_floor_s: a batch is never given up before this.
+        hop_s: seconds to a replica and back, until they are learned.
     """
 
     slots: int
@@ -55,6 +55,7 @@ class StageConfig:
     a_s: float
     b_s: float
     timeout_floor_s: float = 1.0
+    hop_s: float = 0.0
 
 
 class Policy:
@@ -64,6 +65,7 @@ class Policy:
         stages: cheapest first, at least one.
         usual_deadline_s: the deadline that queue bounds are measured against.
         wait_share: see `Admission`.
+        classes: one for each priority, the most important first; by default all rows are of one class.
         seed: seed of the only randomness there is, the jitter of ``Retry-After``.
     """
 
@@ -73,27 +75,34 @@ class Policy:
         *,
         usual_deadline_s: float,
         wait_share: float = 0.2,
+        classes: Sequence[ClassConfig] | None = None,
         seed: int = 0,
     ) -> None:
         self._stages = tuple(stages)
-        self._usual_deadline_s = usual_deadline_s
-        self._admission = Admission(wait_share, Random(seed))
-        self.capacities = tuple(StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s, s.b_s)) for s in stages)
+        self._bounds = Bounds(len(stages), usual_deadline_s)
+        self.capacities = tuple(
+            StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s + s.hop_s, s.b_s), hop_s=s.hop_s) for s in stages
+        )
         self._queues = tuple(StageQueue() for _ in stages)
-        self._base_prices = tuple(s.base_price for s in stages)
-        self._prices = self._base_prices
+        base_prices = tuple(s.base_price for s in stages)
+        self._classes = Classes((ClassConfig(),) if classes is None else classes, base_prices)
+        self._tenants = Tenants()
+        self._tariff = Tariff(base_prices, self._classes, self._tenants)
+        admission = Admission(wait_share, Random(seed))
+        self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, self._bounds.shares)
         # A dict for its order: batches given up at one instant leave in the order they were sent, in every run.
         self._running: dict[Batch, None] = {}
-        self._timers: list[tuple[float, int, Walk]] = []
-        self._timer_sequence = 0
-        self.counts = Counts(tuple(StageCounts() for _ in stages))
+        self._timers = Timers()
+        self.counts = Counts(
+            tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
+        )
 
     # -- what a driver may read ----------------------------------------------------------------------------------------
 
     @property
     def prices(self) -> tuple[float, ...]:
         """Present price of a visit to each stage."""
-        return self._prices
+        return self._tariff.prices
 
     def waiting(self, stage: int) -> int:
         """Rows in the queue of ``stage``."""
@@ -101,9 +110,7 @@ class Policy:
 
     def next_timer(self) -> float | None:
         """The instant by which `tick` must be called, None if there is nothing to wait for."""
-        while self._timers and self._timers[0][2].done:
-            heappop(self._timers)
-        first = self._timers[0][0] if self._timers else None
+        first = self._timers.first()
         for batch in self._running:
             if first is None or batch.give_up_s < first:
                 first = batch.give_up_s
@@ -111,36 +118,60 @@ class Policy:
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def arrived(self, now: float, requests: Sequence[Request]) -> tuple[Walk, ...] | Shed:
+    def door(
+        self, now: float, remaining_s: float, priority: int, lag_s: float = 0.0, tenant: str = "", rows: int = 1
+    ) -> Shed | None:
+        """What `arrived` would say about a message, before anything of it has been read; counted if it is turned away.
+
+        Args:
+            now: present instant.
+            remaining_s: time to its deadline.
+            priority: its class.
+            lag_s: by how much the driver itself is behind, added to the predicted wait.
+            tenant: who sent it.
+            rows: how many rows it has, if that is known.
+
+        Returns:
+            The refusal; None if the message may be read and handed to `arrived`.
+        """
+        shed = self._door.refusal(now, remaining_s, priority, lag_s, tenant, self._running)
+        if shed is not None:
+            self._tenants.arrived(now, tenant, rows)
+            self.counts.arrived += rows
+            self.counts.count_shed(rows, self._classes.index(priority))
+        return shed
+
+    def arrived(self, now: float, requests: Sequence[Request], lag_s: float = 0.0) -> tuple[Walk, ...] | Shed:
         """The rows of one message came in: all of them are admitted, or none.
 
         Args:
             now: present instant.
-            requests: its rows, at least one, all of one class and deadline.
+            requests: its rows, at least one, all of one class, tenant and deadline.
+            lag_s: by how much the driver itself is behind, added to the predicted wait.
         """
-        self.counts.arrived += len(requests)
         first = requests[0]
-        wait_s = self._stage0_wait_s(now)
-        walks = tuple(Walk(request) for request in requests)
-        if not self._admission.admits(wait_s, first.deadline_s - now, first.priority):
-            for walk in walks:
-                walk.shed()
-            self.counts.shed += len(walks)
-            return Shed(self._admission.retry_after_s(wait_s), wait_s)
-        queue = self._queues[0]
+        self.counts.arrived += len(requests)
+        self._tenants.arrived(now, first.tenant, len(requests))
+        left_s = first.deadline_s - now
+        shed = self._door.refusal(now, left_s, first.priority, lag_s, first.tenant, self._running)
+        if shed is not None:
+            self.counts.count_shed(len(requests), self._classes.index(first.priority))
+            return shed
+        queue, walks = self._queues[0], tuple(Walk(request) for request in requests)
         for walk in walks:
             walk.admit()
             queue.push(walk, 0.0)
             self._arm(walk, walk.request.answer_by_s)
         return walks
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
+    def completed(self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None) -> list[Command]:
         """A batch came back with its evidence judged.
 
         Args:
             now: present instant.
             batch: the batch of the `Run` command.
             judgement: what its evidence says; row i belongs to ``batch.walks[i]``.
+            run_s: seconds for which it occupied its replica, if the replica says so.
 
         Raises:
             ValueError: the judgement has another number of rows; the batch is still running then.
@@ -150,8 +181,7 @@ class Policy:
         if len(judgement) != len(batch.walks):
             raise ValueError(f"a batch of {len(batch.walks)} rows came back with {len(judgement)} judged")
         self._release(batch)
-        capacity = self.capacities[batch.stage]
-        capacity.service.observe(len(batch.walks), now - batch.started_s)
+        self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s, run_s)
         counts = self.counts.stages[batch.stage]
         counts.batches += 1
         counts.rows += len(batch.walks)
@@ -193,10 +223,7 @@ class Policy:
     def tick(self, now: float) -> list[Command]:
         """Time has passed: rows whose answer instant has come are answered, batches that hang are given up."""
         commands: list[Command] = []
-        while self._timers and self._timers[0][0] <= now:
-            walk = heappop(self._timers)[2]
-            if walk.done:
-                continue
+        while (walk := self._timers.due(now)) is not None:
             if not walk.has_answer and now < walk.request.deadline_s:
                 self._arm(walk, walk.request.deadline_s)
                 continue
@@ -206,7 +233,7 @@ class Policy:
         hanging = [batch for batch in self._running if batch.give_up_s <= now]
         for batch in sorted(hanging, key=lambda batch: batch.give_up_s):
             commands.append(Abandon(batch))
-            self.capacities[batch.stage].service.observe(len(batch.walks), now - batch.started_s)
+            self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s)
             commands.extend(self.failed(now, batch))
         return commands
 
@@ -226,33 +253,39 @@ class Policy:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
                 continue
             answered_by, gains = walk.best
-            value = float(continuation_value(gains, answered_by, behind, self._base_prices)[0])
-            if value <= self._prices[behind[0]]:
+            value = float(continuation_value(gains, answered_by, behind, self._tariff.base_prices)[0])
+            key = self._tariff.key_of_anyone(walk.request, value, behind[0])
+            if key is None:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=False))
-            elif not self._affordable(walk, behind[0]):
-                commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
-            else:
+                continue
+            walk.protected = key >= PROTECTED
+            if self._affordable(walk, behind[0]):
                 walk.bypass(behind[0])
-                self._queues[behind[0]].push(walk, value)
+                self._queues[behind[0]].push(walk, key)
+            else:
+                commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
         return commands
 
-    def set_prices(self, prices: Sequence[float]) -> None:
+    def set_prices(self, prices: Sequence[float], uncongested_rate: float = inf) -> None:
         """The plan has new prices; a stage's price is never below its base price.
 
         Args:
             prices: one for each stage; the first is not used, since every row visits stage 0.
+            uncongested_rate: the largest rate, rows/s, at which there would be no surcharge; tenants within the fair rate
+                of it pay none. Infinite where it is not known, and then all tenants pay alike.
         """
-        self._prices = tuple(map(max, zip(self._base_prices, prices, strict=True)))
+        self._tariff.set(prices, uncongested_rate)
 
     # -- decisions -----------------------------------------------------------------------------------------------------
 
     def dispatch(self, now: float) -> list[Command]:
-        """Fill every free slot with the best batch that its queue can form; of what is left, keep what the bound allows."""
+        """Fill every free slot with the best batch that its queue can form; of what is left, keep what may be reached."""
         commands: list[Command] = []
         for stage, queue in enumerate(self._queues):
             if not queue:
                 continue
             capacity = self.capacities[stage]
+            busy = capacity.busy
             while capacity.free and len(queue):
                 batch, late = queue.take(now, capacity.max_batch_size, capacity.service.predict)
                 commands.extend(self._give_up(walk, ExitReason.DEADLINE) for walk in late)
@@ -264,9 +297,12 @@ class Policy:
                 for walk in batch:
                     walk.called(now, self._stages[stage].cost)
                 commands.append(self._start(now, stage, batch, attempt=1))
-            if stage and len(queue) > capacity.slots * capacity.max_batch_size:  # the bound is never below that
-                evicted = queue.evict(self._queue_limit(stage))
-                commands.extend(self._reply(walk, ExitReason.EVICTED, deferred=False) for walk in evicted)
+            if not stage or not len(queue):
+                continue
+            leaving = queue.leave(now, self._bounds.window_s(capacity)) if capacity.busy > busy else []
+            if len(queue) > capacity.slots * capacity.max_batch_size:  # the bound is never below that
+                leaving += queue.evict(self._bounds.rows(stage, capacity))
+            commands.extend(self._reply(walk, ExitReason.EVICTED, deferred=False) for walk in leaving)
         return commands
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
@@ -278,26 +314,31 @@ class Policy:
             return [self._reply(walk, ExitReason.LAST_STAGE, deferred=False) for _, walk in live]
 
         everywhere = range(stage + 1, len(self._stages))
-        unloaded = continuation_value(judgement.gains, stage, everywhere, self._base_prices).tolist()
-        base_price = self._base_prices[stage + 1]
+        unloaded = continuation_value(judgement.gains, stage, everywhere, self._tariff.base_prices).tolist()
+        base_price = self._tariff.base_prices[stage + 1]
         open_stages = self._open_behind(stage)
         if open_stages:
             target = open_stages[0]
             value = unloaded
             if len(open_stages) < len(everywhere):
-                value = continuation_value(judgement.gains, stage, open_stages, self._base_prices).tolist()
-            price = self._prices[target]
+                value = continuation_value(judgement.gains, stage, open_stages, self._tariff.base_prices).tolist()
             soonest = now + self.capacities[target].service.predict(1)
 
         commands: list[Command] = []
         for row, walk in live:
             if unloaded[row] <= base_price:
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
-            elif not open_stages:
+                continue
+            if not open_stages:
+                walk.protected = self._classes.protects(walk.request.priority, stage + 1, unloaded[row])
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=True))
-            elif value[row] <= price:
+                continue
+            key = self._tariff.key(now, walk.request, value[row], target)
+            if key is None:
                 commands.append(self._reply(walk, ExitReason.PRICE, deferred=True))
-            elif not self._affordable(walk, target):
+                continue
+            walk.protected = key >= PROTECTED
+            if not self._affordable(walk, target):
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=True))
             elif soonest > walk.usable_until_s:
                 if not self.capacities[target].busy:
@@ -305,7 +346,7 @@ class Policy:
                 commands.append(self._reply(walk, ExitReason.DEADLINE, deferred=True))
             else:
                 walk.defer(now, target)
-                self._queues[target].push(walk, value[row])
+                self._queues[target].push(walk, key)
         return commands
 
     def _affordable(self, walk: Walk, stage: int) -> bool:
@@ -314,26 +355,6 @@ class Policy:
 
     def _open_behind(self, stage: int) -> list[int]:
         return [j for j in range(stage + 1, len(self._stages)) if self.capacities[j].slots]
-
-    def _queue_limit(self, stage: int) -> int:
-        """Rows that may wait: the work of a share of the usual deadline, and at least one batch for each slot."""
-        capacity = self.capacities[stage]
-        share = LAST_QUEUE_SHARE if stage == len(self._stages) - 1 else QUEUE_SHARE
-        by_work = int(share * self._usual_deadline_s * capacity.rows_per_s)
-        return max(by_work, capacity.slots * capacity.max_batch_size)
-
-    def _stage0_wait_s(self, now: float) -> float:
-        capacity = self.capacities[0]
-        if not capacity.slots:
-            return inf
-        first_free_s = 0.0
-        if not capacity.free:
-            back = (
-                batch.started_s + capacity.service.predict(len(batch.walks)) for batch in self._running if batch.stage == 0
-            )
-            # A batch that is overdue is expected to need as long again as it is overdue already.
-            first_free_s = min((abs(at_s - now) for at_s in back), default=0.0)
-        return predicted_wait_s(capacity, len(self._queues[0]), first_free_s)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -351,7 +372,8 @@ class Policy:
 
     def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:
         answer = walk.exit(reason, deferred=deferred)
-        self.counts.count_answer(answer)
+        place = self._classes.index(walk.request.priority)
+        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded)
         return Reply(walk.request.tag, answer)
 
     def _give_up(self, walk: Walk, reason: ExitReason) -> Command:
@@ -367,8 +389,4 @@ class Policy:
         return Expire(walk.request.tag)
 
     def _arm(self, walk: Walk, at_s: float) -> None:
-        self._timer_sequence += 1
-        heappush(self._timers, (at_s, self._timer_sequence, walk))
-        if len(self._timers) > 2 * self.counts.live + TIMER_SLACK:
-            self._timers = [timer for timer in self._timers if not timer[2].done]
-            heapify(self._timers)
+        self._timers.arm(walk, at_s, self.counts.live)

@@ -1,38 +1,63 @@
-"""The rows that wait for one stage, most valuable first, and the batches formed from them. Knows values, deadlines, sizes.
+"""The rows that wait for one stage, most valuable first, and the batches formed from them. Knows keys, deadlines, sizes.
 
 This queue is the fast loop of the whole server: when a slot is free it gives the rows with most to gain that can still
 make their deadline; when it is full the least valuable row leaves. No controller sits between load and quality.
+
+A key is a row's surplus, and more for a protected row (see `cascade.policy.classes`). Where several tenants wait they take
+turns within what their class gets (see `cascade.policy.fairness`).
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import inf
 
+from cascade.policy.classes import PROTECTED
+from cascade.policy.fairness import Entry, Turns, by_turns, least_fair
+from cascade.policy.reach import Reach
 from cascade.policy.walk import Walk
 
-_Entry = tuple[float, int, Walk]
+PATIENCE = 0.5
+"""Share of its time to the answer instant that a row may wait for one stage, once the stage has passed it over."""
 
 
 class StageQueue:
-    """Rows ordered by value; among equals the one that came first goes first.
+    """Rows ordered by key; among equals the one that came first goes first.
 
     A list kept sorted by bisection: the queue is bounded by work, so it holds at most some hundreds of rows, where moving
     pointers in one block is faster than any tree.
     """
 
-    __slots__ = ("_entries", "_sequence")
+    __slots__ = ("_entries", "_reach", "_sequence", "_several", "_tenant", "_turns")
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
+        self._reach = Reach()
         self._sequence = 0
+        # Whether several tenants have waited since the queue was last empty; if not, this one.
+        self._several = False
+        self._tenant = ""
+        self._turns: Turns = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def push(self, walk: Walk, value: float) -> None:
-        """Add a row with its value."""
+    @property
+    def protected(self) -> int:
+        """How many of the rows are protected."""
+        return len(self._entries) - bisect_left(self._entries, (PROTECTED,))
+
+    def push(self, walk: Walk, key: float) -> None:
+        """Add a row with its key."""
+        if not self._entries:
+            self._tenant = walk.request.tenant
+            if self._several:
+                self._several = False
+                self._turns = {}
+        elif walk.request.tenant != self._tenant:
+            self._several = True
         self._sequence -= 1
-        walk.place = (value, self._sequence)
-        insort(self._entries, (value, self._sequence, walk))
+        walk.place = (key, self._sequence)
+        insort(self._entries, (key, self._sequence, walk))
 
     def remove(self, walk: Walk) -> None:
         """Take out a row that is in the queue."""
@@ -41,13 +66,42 @@ class StageQueue:
         del self._entries[index]
 
     def evict(self, limit: int) -> list[Walk]:
-        """Take out the least valuable rows until ``limit`` are left; least valuable first."""
-        excess = len(self._entries) - limit
+        """Take out the least valuable rows, none of them protected, until ``limit`` are left; least valuable first.
+
+        Where several tenants wait, each class's share of these is taken from the tenant with most rows.
+        """
+        excess = min(len(self._entries) - limit, len(self._entries) - self.protected)
         if excess <= 0:
             return []
+        if self._several:
+            return self._without(least_fair(self._entries[: len(self._entries) - self.protected], excess))
         evicted = [entry[2] for entry in self._entries[:excess]]
         del self._entries[:excess]
         return evicted
+
+    def leave(self, now: float, window_s: float) -> list[Walk]:
+        """Take out the rows that are waiting in vain, none of them protected; least valuable first.
+
+        These are the rows below everything that was taken within the window, see `Reach`, and those that have waited for
+        `PATIENCE` of the time they had: what is left would hardly do for the stages behind.
+
+        Where several tenants wait, a row leaves for the first reason only when it has waited for the whole window itself:
+        until then its turn may have come, whatever its key.
+
+        Args:
+            now: present instant.
+            window_s: how far back to look.
+        """
+        unprotected = self._entries[: len(self._entries) - self.protected]
+        below = bisect_left(unprotected, (self._reach.key(now, window_s),))
+        since_s = now - window_s if self._several else inf
+        leaving = [
+            entry
+            for place, entry in enumerate(unprotected)
+            if (place < below and entry[2].entered_s <= since_s)
+            or now - entry[2].entered_s > PATIENCE * (entry[2].usable_until_s - entry[2].entered_s)
+        ]
+        return self._without(leaving) if leaving else []
 
     def drain(self) -> list[Walk]:
         """Take out everything, most valuable first."""
@@ -70,12 +124,23 @@ class StageQueue:
         Returns:
             The batch, most valuable first, and the rows that no batch could bring back in time. Both have left the queue.
         """
+        batch, late = self._take(now, size, predict)
+        if batch:
+            self._reach.taken(now, batch[-1].place[0], crowded=len(self._entries) > 0 and len(batch) == size)
+        return batch, late
+
+    def _take(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
         entries = self._entries
         count = min(size, len(entries))
         if count == 0:
             return [], []
         finish = now + predict(count)
-        if all(entry[2].usable_until_s >= finish for entry in entries[-count:]):
+        if self._several and count < len(entries):
+            chosen, turns = by_turns(entries[::-1], count, self._turns)
+            if all(entry[2].usable_until_s >= finish for entry in chosen):
+                self._turns = turns
+                return self._without(chosen), []
+        elif all(entry[2].usable_until_s >= finish for entry in entries[-count:]):
             batch = [entry[2] for entry in reversed(entries[-count:])]
             del entries[-count:]
             return batch, []
@@ -86,17 +151,27 @@ class StageQueue:
         late = [entry[2] for entry in self._entries if entry[2].usable_until_s < soonest]
         live = [entry for entry in self._entries if entry[2].usable_until_s >= soonest]
         size = min(size, len(live))
-        best: list[_Entry] = []
-        best_rate = -1.0
+        best: list[Entry] = []
+        best_rate, best_turns = -1.0, self._turns
         while size >= 1 and live:
             finish = now + predict(size)
-            chosen = [entry for entry in reversed(live) if entry[2].usable_until_s >= finish][:size]
+            chosen = [entry for entry in reversed(live) if entry[2].usable_until_s >= finish]
+            turns = self._turns
+            if self._several and len(chosen) > size:
+                chosen, turns = by_turns(chosen, size, turns)
+            del chosen[size:]
             if chosen:
-                # Values may be zero (all rows of stage 0 are worth the same): the count breaks the tie.
+                # Keys may be zero (all rows of stage 0 are worth the same): the count breaks the tie.
                 rate = sum(entry[0] + 1e-9 for entry in chosen) / predict(len(chosen))
                 if rate > best_rate:
-                    best, best_rate = chosen, rate
+                    best, best_rate, best_turns = chosen, rate, turns
             size //= 2
-        taken = {entry[1] for entry in best}
-        self._entries = [entry for entry in live if entry[1] not in taken]
-        return [entry[2] for entry in best], late
+        self._turns = best_turns
+        self._entries = live
+        return self._without(best), late
+
+    def _without(self, gone: Sequence[Entry]) -> list[Walk]:
+        """Take these rows out."""
+        places = {entry[1] for entry in gone}
+        self._entries = [entry for entry in self._entries if entry[1] not in places]
+        return [entry[2] for entry in gone]

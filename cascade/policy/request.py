@@ -46,6 +46,7 @@ class Request:
         deadline_s: the instant after which an answer is worth nothing.
         priority: class of the row, 1 is the most important.
         budget: most that the stages it runs on may cost together, in the ladder's cost unit.
+        tenant: who asks; empty if nobody said so. Tenants of a class share what it gets.
     """
 
     tag: Any
@@ -54,6 +55,7 @@ class Request:
     deadline_s: float
     priority: int = 1
     budget: float = inf
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

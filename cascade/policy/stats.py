@@ -31,6 +31,23 @@ class StageCounts:
 
 
 @dataclass(slots=True)
+class ClassCounts:
+    """Counts of the rows of one class.
+
+    Attributes:
+        answered: answered.
+        degraded: answered where the unloaded rule would have gone on.
+        shed: turned away at the door.
+        below_floor: answered where the class's floor would have gone on, because of a deadline, a budget or a failure.
+    """
+
+    answered: int = 0
+    degraded: int = 0
+    shed: int = 0
+    below_floor: int = 0
+
+
+@dataclass(slots=True)
 class Counts:
     """Counts of the whole ladder. ``arrived = answered + shed + expired + failed + cancelled + live`` at all times.
 
@@ -44,6 +61,7 @@ class Counts:
         failed: rows that the first stage could not answer.
         cancelled: rows whose client went away.
         cost: cost of every stage visit of the answered rows.
+        classes: per class, priority 1 first.
     """
 
     stages: tuple[StageCounts, ...]
@@ -55,15 +73,35 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     cost: float = 0.0
+    classes: tuple[ClassCounts, ...] = field(default_factory=lambda: (ClassCounts(),))
 
     @property
     def live(self) -> int:
         """Rows without an outcome yet."""
         return self.arrived - self.answered - self.shed - self.expired - self.failed - self.cancelled
 
-    def count_answer(self, answer: Answer) -> None:
-        """Add one answered row."""
+    def count_shed(self, rows: int, place: int) -> None:
+        """Add rows turned away; they have been counted as arrived.
+
+        Args:
+            rows: how many.
+            place: place of their class, from 0.
+        """
+        self.shed += rows
+        self.classes[place].shed += rows
+
+    def count_answer(self, answer: Answer, place: int = 0, *, below_floor: bool = False) -> None:
+        """Add one answered row.
+
+        Args:
+            answer: what it was answered with.
+            place: place of its class, from 0.
+            below_floor: whether its class's floor would have gone on.
+        """
+        of_class = self.classes[place]
         self.answered += 1
+        of_class.answered += 1
+        of_class.below_floor += below_floor
         self.cost += answer.cost
         self.stages[answer.stage].answers[answer.reason] += 1
         for span in answer.spans[:-1]:
@@ -71,4 +109,5 @@ class Counts:
             self.stages[span.stage].escalations += 1
         if answer.degraded:
             self.degraded += 1
+            of_class.degraded += 1
             self.stages[answer.stage].deferrals += 1

@@ -103,6 +103,8 @@ class Walk:
         state: where it is.
         stage: the stage that it waits for or runs on.
         place: its key in the queue of that stage, while it waits.
+        entered_s: when it came to the queue of that stage, and once its batch was sent, when that was.
+        protected: whether its class's floor goes on to the stage that was found to be next; set by whoever decides that.
         queued_s: seconds it waited for the stage that it was last sent to.
         usable_until_s: until when a result is of use: the answer instant once there is an answer, else the deadline.
         answer: what it was answered with, once it was.
@@ -111,14 +113,15 @@ class Walk:
     __slots__ = (
         "_best_row",
         "_best_stage",
-        "_entered_s",
         "_judgement",
         "_spans",
         "answer",
         "cost",
         "deferrals",
+        "entered_s",
         "escalations",
         "place",
+        "protected",
         "queued_s",
         "request",
         "stage",
@@ -131,13 +134,14 @@ class Walk:
         self.state = State.ARRIVED
         self.stage = 0
         self.place: tuple[float, int] = (0.0, 0)
+        self.protected = False
         self.usable_until_s = request.deadline_s
         self.answer: Answer | None = None
         self.cost = 0.0
         self.deferrals = 0
         self.escalations = 0
         self._spans: list[Span] = []
-        self._entered_s = request.arrived_s
+        self.entered_s = request.arrived_s
         self.queued_s = 0.0
         self._judgement: Judgement | None = None
         self._best_stage = -1
@@ -178,8 +182,8 @@ class Walk:
         """Its batch was sent to the stage it waited for, which costs ``cost`` whatever becomes of it."""
         self._move(Event.CALL)
         self.cost += cost
-        self.queued_s = now - self._entered_s
-        self._entered_s = now
+        self.queued_s = now - self.entered_s
+        self.entered_s = now
 
     def retried(self) -> None:
         """Its batch failed and was sent once more."""
@@ -190,10 +194,11 @@ class Walk:
         escalated = self.state is State.ESCALATED
         self._move(Event.RESULT)
         self.escalations += escalated
-        self._spans.append(Span(self.stage, self.queued_s, now - self._entered_s))
+        self._spans.append(Span(self.stage, self.queued_s, now - self.entered_s))
         self._judgement = judgement
         self._best_stage = self.stage
         self._best_row = row
+        self.protected = False
         self.usable_until_s = self.request.answer_by_s
 
     def defer(self, now: float, stage: int) -> None:
@@ -201,7 +206,7 @@ class Walk:
         self._move(Event.DEFER)
         self.deferrals += 1
         self.stage = stage
-        self._entered_s = now
+        self.entered_s = now
 
     def bypass(self, stage: int) -> None:
         """The stage it waits for is out; it waits for a dearer one instead."""

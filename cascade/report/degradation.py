@@ -16,9 +16,10 @@ from cascade.calibration.fluid import Capacity, Fluid, floor, unloaded_prices
 from cascade.calibration.judged import Floats, JudgedTable
 from cascade.errors import ConfigError
 from cascade.report.style import CASCADE, LIMIT, OTHER, WARNING, pyplot
+from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
 from cascade.simulation.outcome import LEAST_SPAN, served_right, summarise
-from cascade.simulation.simulator import Clients, Driven, simulate
+from cascade.simulation.simulator import Driven, simulate
 from cascade.simulation.workload import PoissonPath, Segment, draw, run_streams
 
 REQUESTS = 30_000

@@ -10,21 +10,33 @@ pass a plain dict without a word.
 import logging
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from cascade.assembly import build_policy, read_artefacts
-from cascade.calibration.artefact import Calibration, ServiceProfile
+from cascade.assembly import Artefacts, build_policy, class_configs, router_slots
+from cascade.calibration.artefact import ServiceProfile
+from cascade.calibration.certificate import Certificate
+from cascade.policy.audit import Auditor
+from cascade.policy.policy import Policy
 from cascade.profiling import load_network
+from cascade.serving import replicas
+from cascade.serving.audits import Audits, has_room
+from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.ingress import Ingress
-from cascade.serving.router import InlineStage, Router, StageClient, ThreadStage
+from cascade.serving.router import Router
+from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
-from cascade.spec import Ladder
+from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
+from cascade.serving.telemetry import Monitor, Telemetry
+from cascade.spec import CascadeSpec, Ladder
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -35,6 +47,14 @@ ROUTER_ONGOING = 16384
 
 QUIET = LoggingConfig(enable_access_log=False)
 """A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
+
+
+COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
+"""How handles choose a replica: as by default, while taking down how many there are."""
+
+
+MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
+"""How `cascade.assembly.build_policy` is called."""
 
 
 class AppArgs(BaseModel):
@@ -57,22 +77,37 @@ def build(args: AppArgs) -> serve.Application:
         ConfigError: an artefact is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
-    ladder = Ladder.read(args.spec)
-    artefacts = read_artefacts(ladder)
+    return application(Ladder.read(args.spec))
+
+
+def application(ladder: Ladder, make_policy: MakePolicy = build_policy) -> serve.Application:
+    """Bind the deployments of a ladder.
+
+    Args:
+        ladder: the ladder.
+        make_policy: makes each router's policy, from the spec, the profile, a seed and the certificate; another than the
+            usual one to compare it with.
+
+    Raises:
+        ConfigError: see `build`.
+    """
+    artefacts = Artefacts.read(ladder)
+    if artefacts.market is None:
+        logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
         None if stage.placement == "router" else stage_deployment(ladder, index) for index, stage in enumerate(spec.stages)
     ]
     router = serve.deployment(
         name="router",
-        num_replicas=spec.router.replicas,
+        **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus},
         logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
-    return router.bind(ladder, artefacts, handles)
+    return router.bind(ladder, artefacts, handles, make_policy)
 
 
 def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
@@ -80,11 +115,13 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
     stage = ladder.spec.stages[index]
     deployment = serve.deployment(
         name=stage.name,
-        num_replicas=stage.replicas,
-        # The routers count their own calls; one more lets a call in while Serve still counts one that was given up.
-        max_ongoing_requests=stage.calls_per_replica * ladder.spec.router.replicas + 1,
+        **stage_replicas(ladder.spec, stage),
+        # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
+        # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
+        max_ongoing_requests=2 * ladder.spec.router.replicas * router_slots(stage, ladder.spec.router.replicas, 1) + 1,
         ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
         logging_config=QUIET,
+        request_router_config=COUNTING,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(StageReplica)
@@ -96,15 +133,17 @@ class RouterReplica:
 
     Args:
         ladder: the ladder.
-        artefacts: its calibration and service profile, already checked.
+        artefacts: what it needs beside the spec, already checked.
         handles: handle of each stage, None for one that runs here.
+        make_policy: see `application`.
     """
 
     def __init__(
         self,
         ladder: Ladder,
-        artefacts: tuple[Calibration, ServiceProfile],
+        artefacts: Artefacts,
         handles: list[DeploymentHandle[StageReplica] | None],
+        make_policy: MakePolicy = build_policy,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
         for index, handle in enumerate(handles):
@@ -112,13 +151,27 @@ class RouterReplica:
         self._ladder = ladder
         self._artefacts = artefacts
         self._stages = stages
+        self._make_policy = make_policy
+        self._router: Router | None = None
+        self._names = [stage.name for stage in ladder.spec.stages]
+        self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
         warning = slow_path_warning(os.environ)
         if warning is not None:
             logger.warning(warning)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
-        return Ingress(self._ladder, lambda: build_router(self._ladder, self._artefacts, self._stages))
+        return Ingress(self._ladder, self._make_router)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""
+        return {} if self._router is None else autoscaling_stats(self._router.slow_loop.readings(self._scaled))
+
+    def _make_router(self) -> Router:
+        self._router = build_router(
+            self._ladder, self._artefacts, self._stages, telemetry=Telemetry(self._names), make_policy=self._make_policy
+        )
+        return self._router
 
 
 def place_here(ladder: Ladder, index: int) -> StageClient | InlineStage:
@@ -134,20 +187,57 @@ def place_here(ladder: Ladder, index: int) -> StageClient | InlineStage:
 
 def build_router(
     ladder: Ladder,
-    artefacts: tuple[Calibration, ServiceProfile],
+    artefacts: Artefacts,
     stages: list[StageClient | InlineStage],
+    *,
+    telemetry: Telemetry | None = None,
+    make_policy: MakePolicy = build_policy,
 ) -> Router:
-    """Put a router together; must be called in the event loop that will run it."""
-    calibration, profile = artefacts
-    spec = ladder.spec
-    return Router(
-        build_policy(spec, profile, seed=time.time_ns()),
-        [stage.judge() for stage in calibration.stages],
+    """Put a router together; must be called in the event loop that will run it.
+
+    Args:
+        ladder: the ladder.
+        artefacts: what it needs beside the spec.
+        stages: how to reach each stage.
+        telemetry: where to publish its figures; None for nowhere.
+        make_policy: see `application`.
+    """
+    spec, clock = ladder.spec, time.perf_counter
+    routers = spec.router.replicas
+    places = [
+        StagePlaces(1, slots=lambda _: 1)
+        if stage.placement == "router"
+        else StagePlaces(
+            stage.replicas, partial(router_slots, stage, routers), 1 / routers, partial(replicas.running, stage.name)
+        )
+        for stage in spec.stages
+    ]
+    classes = class_configs(spec, artefacts.certificate)
+    judges = [stage.judge() for stage in artefacts.calibration.stages]
+    policy = make_policy(spec, artefacts.profile, time.time_ns(), artefacts.certificate)
+    router = Router(
+        policy,
+        judges,
         stages,
         classes=len(spec.labels),
         margin_s=spec.deadline.margin_s,
-        clock=time.perf_counter,
+        clock=clock,
+        control=Control(classes, places, artefacts.market, artefacts.certificate),
     )
+    auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
+    router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock)
+    names = [stage.name for stage in spec.stages]
+    router.monitor = Monitor(
+        names,
+        policy,
+        router.slow_loop,
+        lambda: router.lag_s,
+        clock,
+        audits=router.audits,
+        telemetry=telemetry,
+        requests=lambda: router.requests,
+    )
+    return router
 
 
 def spec_argument(path: str | Path) -> AppArgs:

@@ -4,16 +4,18 @@ A raw ASGI application, because request objects of a framework cost more than th
 routes and codecs from `cascade.wire`, and the router as something that answers rows.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from cascade import __version__
-from cascade.errors import CascadeError, NotReady, PayloadTooLarge, UnknownModel
+from cascade.errors import CascadeError, NotReady, Overloaded, PayloadTooLarge, UnknownModel
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
 from cascade.spec import Ladder
@@ -30,7 +32,7 @@ from cascade.wire.http import (
     time_limit_s,
 )
 from cascade.wire.oip import Limits, Signature, decode_request, encode_response
-from cascade.wire.problem import problem
+from cascade.wire.problem import Reply, problem
 from cascade.wire.routes import Route, RouteKind, parse_route
 from cascade.wire.tensors import Array, Datatype, TensorSpec
 
@@ -73,8 +75,6 @@ class Ingress:
         self._signature = signature_of(ladder)
         self._limits = Limits(max_rows=spec.limits.max_rows, priorities=spec.admission.priorities)
         self._stage_names = [stage.name for stage in spec.stages]
-        self._answered = 0
-        self._refused = 0
         self._success_ns = 0
         self._last_inference_ms = 0
 
@@ -95,18 +95,21 @@ class Ingress:
             if route.model is not None:
                 self._check_model(route)
             if route.kind is RouteKind.INFER:
+                requests = self._require_router().requests
                 try:
                     status, headers, body = 200, *await self._infer(facts, receive)
                 except Exception:
-                    self._refused += 1
+                    requests["refused"] += 1
                     raise
-                self._answered += 1
+                requests["answered"] += 1
             else:
                 status, body = self._document(route)
                 headers = answer_headers(len(body), None)
         except ClientGone:
             return
         except Exception as error:
+            if isinstance(error, Overloaded) and error.hold_s:
+                await asyncio.sleep(error.hold_s)
             status, headers, body = self._refusal(error, facts)
         if scope["method"] == "HEAD":
             body = b""
@@ -118,6 +121,7 @@ class Ingress:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._router = self._make_router()
+                self._router.start()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 if self._router is not None:
@@ -128,7 +132,12 @@ class Ingress:
     def _refusal(self, error: Exception, facts: HeaderFacts) -> tuple[int, Headers, bytes]:
         if not isinstance(error, CascadeError):
             logger.exception("unexpected error")
-        reply = problem(error, facts.request_id)
+        # Turning requests away must cost next to nothing, or those who come back keep the server busy with it.
+        reply = (
+            turned_away(error.detail, error.retry_after_s)
+            if isinstance(error, Overloaded)
+            else problem(error, facts.request_id)
+        )
         return reply.status, reply.headers, reply.body
 
     # -- inference -----------------------------------------------------------------------------------------------------
@@ -136,12 +145,16 @@ class Ingress:
     async def _infer(self, facts: HeaderFacts, receive: Receive) -> tuple[Headers, bytes]:
         started_ns = time.perf_counter_ns()
         router = self._require_router()
+        deadline, admission = self._spec.deadline, self._spec.admission
+        # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
+        limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
+        priority = priority_of(facts, None, admission.priorities, admission.default_priority)
+        router.door(1, limit_s, priority, facts.tenant or "")
+
         max_bytes = self._spec.limits.max_body_bytes
         json_length = parse_json_length(facts.inference_header_length)
         body = inflate(await read_body(receive, facts.content_length, max_bytes), facts.content_encoding, max_bytes)
         request = decode_request(body, json_length, self._signature, self._limits)
-
-        deadline, admission = self._spec.deadline, self._spec.admission
         spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading the body came out of the client's time
         budget_s = time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s
         answers = await router.answer(
@@ -150,6 +163,7 @@ class Ingress:
             budget_s=budget_s,
             priority=priority_of(facts, request.priority, admission.priorities, admission.default_priority),
             max_cost=inf if request.max_cost is None else request.max_cost,
+            tenant=request.tenant or facts.tenant or "",
         )
 
         answer_body, answer_json_length = encode_response(
@@ -180,12 +194,20 @@ class Ingress:
             "cascade_degraded": worst.degraded,
             "cascade_confidence": round(min(answer.confidence for answer in answers), 6),
             "cascade_cost": sum(answer.cost for answer in answers),
+            "cascade_price": self._price_behind(worst.stage),
         }
+        monitor = self._require_router().monitor
+        if monitor is not None and monitor.certified_loss is not None:
+            parameters["cascade_certified_loss"] = round(monitor.certified_loss, 6)
         if len(answers) > 1:
             parameters["cascade_degraded_rows"] = sum(answer.degraded for answer in answers)
         if recalled := sum(answer.recalled for answer in answers):
             parameters["cascade_recalled_rows"] = recalled
         return parameters
+
+    def _price_behind(self, stage: int) -> float:
+        prices = self._require_router().policy.prices
+        return prices[stage + 1] if stage + 1 < len(prices) else 0.0
 
     def _provenance(self, answers: list[Answer]) -> Provenance:
         worst = worst_of(answers)
@@ -220,24 +242,29 @@ class Ingress:
             case RouteKind.MODEL_CONFIG:
                 document = metadata.model_config(self._signature, PLATFORM, spec.limits.max_rows)
             case RouteKind.MODEL_STATISTICS | RouteKind.SERVER_STATISTICS:
-                document = metadata.statistics(self._statistics())
+                document = metadata.statistics(self._statistics()) | self._live()
             case _:
                 raise AssertionError(route.kind)
         is_readiness = route.kind in (RouteKind.SERVER_READY, RouteKind.MODEL_READY)
         return (503 if is_readiness and not ready else 200), metadata.to_body(document)
 
+    def _live(self) -> dict[str, object]:
+        monitor = self._require_router().monitor
+        return {} if monitor is None else {"live": monitor.read().document()}
+
     def _statistics(self) -> list[metadata.ModelStatistics]:
-        counts = self._require_router().policy.counts
+        router = self._require_router()
+        counts, answered, refused = router.policy.counts, router.requests["answered"], router.requests["refused"]
         version = self._spec.version
         entries = [
             metadata.ModelStatistics(
                 name=self._spec.name,
                 version=version,
                 inference_count=counts.answered,
-                execution_count=self._answered,
+                execution_count=answered,
                 last_inference_ms=self._last_inference_ms,
-                success=metadata.Duration(self._answered, self._success_ns),
-                fail=metadata.Duration(self._refused, 0),
+                success=metadata.Duration(answered, self._success_ns),
+                fail=metadata.Duration(refused, 0),
             )
         ]
         for name, stage in zip(self._stage_names, counts.stages, strict=True):
@@ -286,6 +313,12 @@ def worst_of(answers: list[Answer]) -> Answer:
     if len(answers) == 1:
         return answers[0]
     return min(answers, key=lambda answer: (WORST_FIRST.index(answer.reason), -answer.stage))
+
+
+@lru_cache(maxsize=64)
+def turned_away(detail: str, retry_after_s: int) -> Reply:
+    """The answer to a request that is shed, encoded once for each sentence and number of seconds."""
+    return problem(Overloaded(detail, retry_after_s))
 
 
 async def read_body(receive: Receive, content_length: int | None, max_bytes: int) -> bytes:

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import ray
 from ray import serve
 
 from cascade.errors import ConfigError
-from cascade.serving.app import build, spec_argument
+from cascade.serving.app import AppArgs, build, spec_argument
 from cascade.spec import CascadeSpec, Ladder
 
 OBJECT_STORE_BYTES = 200 << 20
@@ -23,7 +23,14 @@ OBJECT_STORE_BYTES = 200 << 20
 
 
 @contextmanager
-def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000, verbose: bool = False) -> Iterator[str]:
+def running(
+    spec_path: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    verbose: bool = False,
+    build: Callable[[AppArgs], serve.Application] = build,
+) -> Iterator[str]:
     """Serve a ladder on this machine for as long as the context lasts.
 
     Args:
@@ -31,6 +38,7 @@ def running(spec_path: str | Path, *, host: str = "127.0.0.1", port: int = 8000,
         host: address to listen on.
         port: port to listen on.
         verbose: whether to show the logs of the replicas.
+        build: builds the application.
 
     Yields:
         The URL of the server, which answers.
@@ -82,7 +90,8 @@ def require_free(host: str, port: int) -> None:
 
 
 def cpus_needed(spec: CascadeSpec) -> int:
-    """CPUs that the ladder's replicas reserve, rounded up."""
+    """CPUs that the ladder's replicas reserve when there are as many of them as may be, rounded up."""
     total = spec.router.replicas * spec.router.num_cpus
-    total += sum(stage.replicas * stage.num_cpus for stage in spec.stages if stage.placement == "replica")
+    placed = [stage for stage in spec.stages if stage.placement == "replica"]
+    total += sum((stage.max_replicas or stage.replicas) * stage.num_cpus for stage in placed)
     return -int(-total // 1)

@@ -7,54 +7,31 @@ the fakes of a test.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from math import inf, isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
-from cascade.models.stage import Arrays, StageResult, TorchStage
+from cascade.models.stage import Arrays, StageResult
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 from cascade.policy.walk import answers_so_far
+from cascade.serving.audits import Audits
+from cascade.serving.lag import LoopLag
+from cascade.serving.slow_loop import Control, SlowLoop
+from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
 
-
-class StageClient(Protocol):
-    """How the router reaches a stage: a Serve handle, a network in this process, or a fake."""
-
-    def run(self, inputs: Arrays) -> Coroutine[Any, Any, StageResult]:
-        """Run one batch; any exception means that the call failed."""
-        ...
-
-
-class InlineStage:
-    """A network that runs inside the router's event loop: for a stage whose full batch is shorter than a hop."""
-
-    def __init__(self, stage: TorchStage) -> None:
-        self._stage = stage
-
-    def run_now(self, inputs: Arrays) -> StageResult:
-        """Run one batch, blocking the loop for as long as it takes."""
-        return self._stage.run(inputs)
-
-
-class ThreadStage:
-    """A network in a thread of its own, for one that would block the event loop for too long."""
-
-    def __init__(self, stage: TorchStage) -> None:
-        self._stage = stage
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cascade-stage")
-
-    async def run(self, inputs: Arrays) -> StageResult:
-        """Run one batch in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._stage.run, inputs)
+PRICES_LAST_S = 5.0
+"""Prices that the slow loop has not renewed for so long are forgotten: at base prices the queues alone do nearly as well,
+while prices of a peak that is over would spare idle stages the work."""
 
 
 class _Message:
@@ -72,6 +49,13 @@ class _Message:
 class Router:
     """One router: its policy, its stages, and the messages that wait for an answer.
 
+    Attributes:
+        policy: the decisions.
+        slow_loop: what sets prices, begun by `start`.
+        audits: shadow audits; None for none.
+        monitor: the live figures; None where nobody asks for them.
+        requests: messages by outcome, counted by whoever speaks to the clients.
+
     Args:
         policy: the decisions.
         judges: how to read each stage's logits, cheapest stage first.
@@ -79,6 +63,7 @@ class Router:
         classes: number of classes, the width of the logits.
         margin_s: the best answer so far leaves this long before a deadline, at most a tenth of the time to it.
         clock: seconds, monotonic, of finer grain than the event loop's own.
+        control: what the slow loop works with.
     """
 
     def __init__(
@@ -90,6 +75,7 @@ class Router:
         classes: int,
         margin_s: float,
         clock: Callable[[], float],
+        control: Control,
     ) -> None:
         self.policy = policy
         self._judges = tuple(judges)
@@ -101,6 +87,42 @@ class Router:
         self._calls: dict[Batch, asyncio.Task[None]] = {}
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
+        self.slow_loop = SlowLoop(policy, control, self._carry_out, clock())
+        self.audits: Audits | None = None
+        self.monitor: Monitor | None = None  # these two look at the router, so they come after it
+        self.requests = {"answered": 0, "refused": 0}
+        self._lag: LoopLag | None = None
+        self._beside: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin what goes on beside the requests: the measuring of lag, the slow loop, the metrics."""
+        self._lag = LoopLag(self._clock)
+        self._beside = [self._loop.create_task(self.slow_loop.run(self._clock))]
+        if self.monitor is not None:
+            self._beside.append(self._loop.create_task(self.monitor.run()))
+
+    @property
+    def lag_s(self) -> float:
+        """Time that work which is ready waits in the event loop; 0 until `start`."""
+        return 0.0 if self._lag is None else self._lag.seconds
+
+    def door(self, rows: int, budget_s: float, priority: int, tenant: str) -> None:
+        """Turn a message away on what is known before its body is read.
+
+        Args:
+            rows: rows that it will count as when it is turned away.
+            budget_s: seconds until its deadline.
+            priority: class, 1 is the most important.
+            tenant: for whom it is, empty if nobody is named.
+
+        Raises:
+            Overloaded: it is turned away.
+        """
+        now = self._clock()
+        shed = self.policy.door(now, budget_s, priority, self.lag_s, tenant, rows)
+        if shed is not None:
+            self.slow_loop.arrived(now, priority, rows)
+            raise overloaded(shed)
 
     async def answer(
         self,
@@ -110,6 +132,7 @@ class Router:
         budget_s: float,
         priority: int = 1,
         max_cost: float = inf,
+        tenant: str = "",
     ) -> list[Answer]:
         """Answer every row of one message.
 
@@ -119,6 +142,7 @@ class Router:
             budget_s: seconds until the deadline.
             priority: class, 1 is the most important.
             max_cost: most that a row's stages may cost together.
+            tenant: for whom it is, empty if nobody is named.
 
         Returns:
             One answer a row, in order.
@@ -132,11 +156,11 @@ class Router:
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
         message = _Message(inputs, rows, self._loop.create_future())
-        requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost) for row in range(rows)]
-        walks = self.policy.arrived(now, requests)
+        requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost, tenant) for row in range(rows)]
+        self.slow_loop.arrived(now, priority, rows)
+        walks = self.policy.arrived(now, requests, self.lag_s)
         if isinstance(walks, Shed):
-            when = f"would begin in {walks.wait_s:.3f} s" if isfinite(walks.wait_s) else "is out"
-            raise Overloaded(f"the first stage {when}, too late for a deadline of {budget_s:g} s", walks.retry_after_s)
+            raise overloaded(walks)
         self._schedule_pump()
         try:
             return await message.done
@@ -148,10 +172,14 @@ class Router:
             message.inputs = {}  # the policy's timers still hold the message until its deadline
 
     async def close(self) -> None:
-        """Cancel every call that is under way."""
+        """Cancel every call that is under way, and what goes on beside the requests."""
         if self._timer is not None:
             self._timer.cancel()
-        calls = list(self._calls.values())
+        if self._lag is not None:
+            self._lag.close()
+        if self.audits is not None:
+            await self.audits.close()
+        calls = [*self._calls.values(), *self._beside]
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -166,7 +194,10 @@ class Router:
 
     def _pump(self) -> None:
         self._pumping = False
-        self._carry_out(self.policy.dispatch(self._clock()))
+        now = self._clock()
+        if now > self.slow_loop.at_s + PRICES_LAST_S:
+            self.policy.set_prices([0.0] * len(self._stages))
+        self._carry_out(self.policy.dispatch(now))
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -191,6 +222,8 @@ class Router:
                 case Reply(tag, answer):
                     message, row = tag
                     message.answers[row] = answer
+                    if self.audits is not None:
+                        self.audits.offer(answer, message.inputs, row)
                     message.missing -= 1
                     if not message.missing and not message.done.done():
                         message.done.set_result(message.answers)
@@ -247,11 +280,18 @@ class Router:
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
         judgement = judge(result.logits, earlier)
-        return self.policy.completed(self._clock(), batch, judgement)
+        return self.policy.completed(self._clock(), batch, judgement, result.run_s)
 
     def _failed(self, batch: Batch) -> list[Command]:
         logger.warning("stage %d failed, attempt %d", batch.stage, batch.attempt, exc_info=True)
         return self.policy.failed(self._clock(), batch)
+
+
+def overloaded(shed: Shed) -> Overloaded:
+    """The error that tells a client to come back later. Its sentence is one of few, so that it can be encoded once."""
+    if isfinite(shed.wait_s):
+        return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
+    return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)
 
 
 def gather(batch: Batch) -> dict[str, NDArray[Any]]:

@@ -1,13 +1,14 @@
 """Replicas in virtual time: which of them gets a batch, and when that comes back. Knows no request and decides nothing.
 
-A replica runs one batch at a time, in the order in which they reach it. A batch of n rows is (a + b n) x noise seconds of
-work; a slowdown makes every second of work last longer while it holds, also for the batch that is being run.
+A replica makes one pass at a time, of one call or, like those of `cascade.serving.stage`, of several that wait. A pass over
+n rows is (a + b n) x noise seconds of work; a slowdown makes every second of work last longer while it holds, also for the
+pass that is being made.
 """
 
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, log1p, sqrt
 from typing import Literal
 
@@ -19,6 +20,9 @@ from cascade.policy.commands import Batch
 Noise = Literal["lognormal", "gamma"]
 """Distribution of the factor on service times, mean 1; gamma with a coefficient of variation of 1 is exponential."""
 
+GATHER_SHARE = 0.1
+"""Part of the last pass's duration that a replica with room left waits, at most, for the callers of that pass to come back.
+Routers whose calls take turns would else never meet in one pass; longer than this is not worth the idle time."""
 BLOCK = 4096
 """Factors drawn together."""
 
@@ -33,6 +37,7 @@ class StageServers:
         replicas: replicas.
         calls_per_replica: batches that may be with one of them, running or waiting.
         hop_s: seconds to a replica, and the same back.
+        merged_rows: a replica runs calls that wait in one pass of up to so many rows; 0 if it runs each call on its own.
     """
 
     a_s: float
@@ -40,6 +45,7 @@ class StageServers:
     replicas: int = 1
     calls_per_replica: int = 1
     hop_s: float = 0.0
+    merged_rows: int = 0
 
     @property
     def slots(self) -> int:
@@ -68,26 +74,69 @@ class Slowdown:
 
 
 @dataclass(eq=False, slots=True)
+class Pass:
+    """Calls that a replica runs together.
+
+    Attributes:
+        factor: noise on its service time.
+        before: the pass before it at its replica; None if that was none, or once this one has come back.
+        calls: those that have not come back, in the order in which they were sent.
+        size: calls that it had or has.
+        returned: those that came when the pass before was done.
+        rows: rows of all of them.
+        start_s: when the replica begins.
+        finish_s: when it is done, infinite if an outage comes first.
+    """
+
+    factor: float
+    before: "Pass | None"
+    calls: list["Call"] = field(default_factory=list)
+    size: int = 0
+    returned: int = 0
+    rows: int = 0
+    start_s: float = inf
+    finish_s: float = inf
+
+
+@dataclass(eq=False, slots=True)
 class Call:
     """A batch that is with a stage.
 
     Attributes:
         batch: the batch.
-        replica: which replica has it, None if the stage was out.
-        work_s: how long it takes at full speed.
-        start_s: when its replica begins.
-        finish_s: when its replica is done, infinite if an outage comes first.
+        replica: which replica has it, None if the stage was out, or if it was taken out.
+        work: the pass that it is part of; one that is empty and never begins, if no replica took it.
         back_s: when its result, or its failure, is known where it was sent from; infinite if it never will be.
         given_up: whether nobody waits for it any more.
     """
 
     batch: Batch
     replica: int | None
-    work_s: float
-    start_s: float
-    finish_s: float
+    work: Pass
     back_s: float
     given_up: bool = False
+
+    @property
+    def run_s(self) -> float:
+        """Its share of the seconds of its pass, by rows."""
+        return (self.work.finish_s - self.work.start_s) * len(self.batch.walks) / self.work.rows
+
+
+_NOWHERE = Pass(1.0, None)
+"""The pass of a call that no replica has."""
+
+
+@dataclass(eq=False, slots=True)
+class _Replica:
+    """Passes that have not come back, and the last one there was."""
+
+    passes: deque[Pass] = field(default_factory=deque)
+    last: Pass | None = None
+
+    @property
+    def calls(self) -> int:
+        """Calls that it holds."""
+        return sum(len(work.calls) for work in self.passes)
 
 
 class _Stage:
@@ -96,7 +145,7 @@ class _Stage:
     def __init__(self, servers: StageServers, noise: Iterator[float], slowdowns: Sequence[Slowdown]) -> None:
         self.servers = servers
         self.noise = noise
-        self.replicas: list[deque[Call]] = [deque() for _ in range(servers.replicas)]
+        self.replicas = [_Replica() for _ in range(servers.replicas)]
         edges = sorted({0.0, *(s.from_s for s in slowdowns), *(s.to_s for s in slowdowns)})
         self.edges = edges
         self.pace = [1.0] * len(edges)
@@ -124,11 +173,37 @@ class _Stage:
             start_s = until_s
         return inf
 
-    def schedule(self, call: Call, after: Call | None, arrives_s: float) -> None:
-        """Set the instants of a call that follows ``after`` at its replica."""
-        call.start_s = arrives_s if after is None else max(arrives_s, after.finish_s)
-        call.finish_s = inf if call.start_s == inf else self.finish(call.start_s, call.work_s)
-        call.back_s = call.finish_s + self.servers.hop_s
+    def take(self, call: Call, replica: _Replica, arrives_s: float, factors: Iterator[float]) -> None:
+        """Let a call join the last pass at its replica, if that has not begun and has room, or form one of its own."""
+        rows, room = len(call.batch.walks), self.servers.merged_rows
+        work = replica.passes[-1] if replica.passes else None
+        if work is None or work.start_s <= arrives_s or work.rows + rows > room:
+            if work is not None and work.start_s > arrives_s:
+                self._begin(work, arrives_s)  # it has all that it can take
+            work = Pass(next(factors), replica.last)
+            replica.last = work
+            replica.passes.append(work)
+        before = work.before
+        call.work = work
+        work.calls.append(call)
+        work.size += 1
+        work.returned += before is None or arrives_s >= before.finish_s
+        work.rows += rows
+        if before is None or work.rows >= room or work.returned >= before.size:
+            self._begin(work, arrives_s)
+        else:
+            # Until an instant that is infinite where the replica will be gone by then.
+            pause_s = GATHER_SHARE * (before.finish_s - before.start_s) if before.finish_s < inf else 0.0
+            self._begin(work, max(arrives_s, before.finish_s + pause_s))
+
+    def _begin(self, work: Pass, at_s: float) -> None:
+        """Set the instants of a pass that begins at ``at_s``, or before if it was to, but not before its replica is free."""
+        free_s = -inf if work.before is None else work.before.finish_s
+        work.start_s = max(free_s, min(work.start_s, at_s))
+        seconds = (self.servers.a_s + self.servers.b_s * work.rows) * work.factor
+        work.finish_s = inf if work.start_s == inf else self.finish(work.start_s, seconds)
+        for call in work.calls:
+            call.back_s = work.finish_s + self.servers.hop_s
 
 
 class Cluster:
@@ -139,7 +214,7 @@ class Cluster:
         slowdowns: in any order; where several overlap their factors multiply.
         cv: coefficient of variation of service times; 0 for none.
         noise: their distribution.
-        seed: of the noise. The k-th batch of a stage has the same factor in every run.
+        seed: of the noise. The k-th pass of a stage has the same factor in every run.
     """
 
     def __init__(
@@ -179,63 +254,82 @@ class Cluster:
     @property
     def idle(self) -> bool:
         """Whether no replica holds a batch."""
-        return not any(calls for stage in self._stages for calls in stage.replicas)
+        return not any(replica.passes for stage in self._stages for replica in stage.replicas)
 
     def send(self, now: float, batch: Batch) -> Call:
-        """Send a batch to the replica that holds the fewest; to none in an outage, and the call then fails at once."""
+        """Send a batch to the replica that holds the fewest calls; to none in an outage, and the call then fails at once."""
         stage = self._stages[batch.stage]
-        servers = stage.servers
-        arrives_s = now + servers.hop_s
+        arrives_s = now + stage.servers.hop_s
         if not stage.steady and stage.pace_at(now) == inf:
-            return Call(batch, None, 0.0, inf, inf, arrives_s + servers.hop_s)
-        replica = 0
+            return Call(batch, None, _NOWHERE, arrives_s + stage.servers.hop_s)
+        index = 0
         if len(stage.replicas) > 1:
-            replica = min(range(len(stage.replicas)), key=lambda index: len(stage.replicas[index]))
-        calls = stage.replicas[replica]
-        call = Call(batch, replica, (servers.a_s + servers.b_s * len(batch.walks)) * next(stage.noise), 0.0, 0.0, 0.0)
-        stage.schedule(call, calls[-1] if calls else None, arrives_s)
-        calls.append(call)
+            held = [replica.calls for replica in stage.replicas]
+            index = held.index(min(held))
+        call = Call(batch, index, _NOWHERE, 0.0)
+        stage.take(call, stage.replicas[index], arrives_s, stage.noise)
         return call
 
-    def came_back(self, call: Call) -> None:
-        """The result of a call was received: its replica holds it no more."""
-        if call.replica is not None:
-            self._stages[call.batch.stage].replicas[call.replica].popleft()
+    def moved(self, call: Call) -> list[Call]:
+        """The call that was sent last, and those whose instants it may have changed."""
+        stage = self._stages[call.batch.stage]
+        if call.replica is None or not stage.servers.merged_rows:
+            return [call]
+        # It has joined a pass, or made the one before its own begin earlier.
+        return [each for work in list(stage.replicas[call.replica].passes)[-2:] for each in work.calls]
+
+    def came_back(self, call: Call) -> Pass | None:
+        """The result of a call was received.
+
+        Returns:
+            Its pass if no other call of it is still to come back; the replica holds it no more.
+        """
+        call.back_s = inf  # once and no more, however often it was moved
+        if call.replica is None:
+            return None
+        call.work.calls.remove(call)
+        if call.work.calls:
+            return None
+        self._stages[call.batch.stage].replicas[call.replica].passes.remove(call.work)
+        call.work.before = None
+        return call.work
 
     def give_up(self, now: float, call: Call) -> list[Call]:
         """Nobody waits for a call any more: what has begun runs on, what has not is taken out.
 
         Returns:
-            The calls behind it, whose instants have changed.
+            The calls that wait at its replica, whose instants may have changed.
         """
         call.given_up = True
-        if call.replica is None or call.start_s <= now:
+        if call.replica is None or call.work.start_s <= now:
             return []
         stage = self._stages[call.batch.stage]
-        calls = stage.replicas[call.replica]
-        place = calls.index(call)
-        behind = list(calls)[place + 1 :]
-        before = calls[place - 1] if place else None
-        del calls[place]
+        replica = stage.replicas[call.replica]
+        waiting = [work for work in replica.passes if work.start_s > now]
+        for work in waiting:
+            replica.passes.remove(work)
+        replica.last = waiting[0].before
+        # With one call fewer the others fill no more passes than before, so that each finds a factor.
+        factors = iter([work.factor for work in waiting])
+        left = [each for work in waiting for each in work.calls if each is not call]
+        for each in left:
+            stage.take(each, replica, each.batch.started_s + stage.servers.hop_s, factors)
         call.replica = None
         call.back_s = inf
-        for later in behind:
-            stage.schedule(later, before, later.batch.started_s + stage.servers.hop_s)
-            before = later
-        return behind
+        return left
 
-    def lose(self, stage: int) -> list[Call]:
+    def lose(self, stage: int) -> list[Pass]:
         """All replicas of a stage are gone.
 
         Returns:
-            The calls that were with them, in the order in which they were sent.
+            The passes that they had begun or would have made, in the order in which their first calls were sent.
         """
-        lost = [call for calls in self._stages[stage].replicas for call in calls]
-        for calls in self._stages[stage].replicas:
-            calls.clear()
-        for call in lost:
-            call.back_s = inf
-        return sorted(lost, key=lambda call: call.batch.started_s)
+        lost = [work for replica in self._stages[stage].replicas for work in replica.passes]
+        self._stages[stage].replicas = [_Replica() for _ in self._stages[stage].replicas]
+        for work in lost:
+            for call in work.calls:
+                call.back_s = inf
+        return sorted(lost, key=lambda work: work.calls[0].batch.started_s)
 
 
 def _factors(random: Generator, cv: float, noise: Noise) -> Iterator[float]:

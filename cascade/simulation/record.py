@@ -47,6 +47,8 @@ class Record:
         replicas: [S] replicas of each stage.
         prices: (instant, prices) of every plan.
         seconds: instant at which nothing was left to happen.
+        priority: [N] class of each row, None where all were of one.
+        tenant: [N] who asked, None where nobody was told apart.
     """
 
     arrivals: Arrivals
@@ -65,6 +67,8 @@ class Record:
     replicas: NDArray[np.intp]
     prices: list[tuple[float, tuple[float, ...]]]
     seconds: float
+    priority: NDArray[np.int64] | None = None
+    tenant: NDArray[np.str_] | None = None
 
     @property
     def on_time(self) -> NDArray[np.bool_]:

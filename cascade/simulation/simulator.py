@@ -4,11 +4,11 @@ This driver has the same duties as the router of the server (see `cascade.policy
 a stage says about a row is looked up in a `JudgedTable`, so no model runs. At the end the conservation laws are checked;
 a run that breaks one is an error, not a result.
 
-Not simulated: the router's own CPU time, the client's network, several routers beside each other.
+Not simulated: the router's own CPU time, the client's network. Several routers beside each other are one `Driven` of
+`cascade.simulation.fleet`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from math import exp, expm1, inf
@@ -24,7 +24,8 @@ from cascade.policy.commands import Abandon, Batch, Command, Expire, Reply, Run,
 from cascade.policy.gain import Judgement
 from cascade.policy.request import Request
 from cascade.policy.walk import Walk
-from cascade.simulation.cluster import Call, Cluster
+from cascade.simulation.clients import Clients, Mix
+from cascade.simulation.cluster import Call, Cluster, Pass
 from cascade.simulation.record import REASONS, Ending, Record
 from cascade.simulation.workload import Arrivals
 
@@ -39,8 +40,8 @@ class Driven(Protocol):
         """The rows of one message came in."""
         ...
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
-        """A batch came back."""
+    def completed(self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None) -> list[Command]:
+        """A batch came back, after its replica was busy with it for ``run_s`` seconds."""
         ...
 
     def failed(self, now: float, batch: Batch) -> list[Command]:
@@ -76,25 +77,6 @@ class ConservationBroken(Exception):
     """A row was lost, ended twice, or was charged for what it did not use: the driver or what it drives is wrong."""
 
 
-@dataclass(frozen=True)
-class Clients:
-    """What requests ask for.
-
-    Attributes:
-        deadline_s: time that each has.
-        margin_s: the best answer so far leaves this long before the deadline, at most a tenth of the time to it.
-        priority: class of all of them, 1 is the most important.
-    """
-
-    deadline_s: float
-    margin_s: float = 0.01
-    priority: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.deadline_s < inf or not 0 <= self.margin_s < inf:
-            raise ConfigError(f"a deadline above 0 and a margin are needed, got {self.deadline_s:g} and {self.margin_s:g}")
-
-
 def draw_rows(table: JudgedTable, count: int, seed: SeedSequence | int) -> NDArray[np.intp]:
     """Rows that arrive, drawn with replacement: [count] indices into the table."""
     return default_rng(seed).integers(table.rows, size=count, dtype=np.intp)
@@ -106,7 +88,7 @@ def simulate(
     table: JudgedTable,
     arrivals: Arrivals,
     rows: NDArray[np.intp],
-    clients: Clients,
+    clients: Clients | Mix,
     *,
     planner: Planner | None = None,
     plan_period_s: float = 0.5,
@@ -133,6 +115,8 @@ def simulate(
         raise ConfigError(f"the table has {len(table.stages)} stages, the cluster {len(cluster.servers)}")
     if len(rows) != len(arrivals.instants):
         raise ConfigError(f"{len(arrivals.instants)} arrivals need as many rows, got {len(rows)}")
+    if isinstance(clients, Mix) and len(clients.deadline_s) != len(rows):
+        raise ConfigError(f"{len(rows)} arrivals need a mix of as many, got {len(clients.deadline_s)}")
     if planner is not None and not plan_period_s > 0:
         raise ConfigError(f"the plan period must be above 0, got {plan_period_s:g}")
     run = _Run(policy, cluster, table, arrivals, rows, clients)
@@ -150,7 +134,7 @@ class _Run:
         table: JudgedTable,
         arrivals: Arrivals,
         rows: NDArray[np.intp],
-        clients: Clients,
+        clients: Clients | Mix,
     ) -> None:
         self._policy = policy
         self._cluster = cluster
@@ -182,11 +166,9 @@ class _Run:
             self.at(instant, partial(self._turn, stage, out))
         if planner is not None:
             self.at(plan_period_s, _Planning(self, self._arrivals, planner, plan_period_s))
-        policy, heap, clients = self._policy, self._heap, self._clients
-        margin_s = min(clients.margin_s, clients.deadline_s / 10)
+        policy, heap, ask = self._policy, self._heap, self._clients.asking()
         instants = self._arrivals.instants.tolist()
         instants.append(inf)
-        deadline_s, priority = clients.deadline_s, clients.priority
         tag, arrives_s = 0, instants[0]
         report_every = max(1, len(instants) // 100)
         while True:
@@ -203,9 +185,7 @@ class _Run:
             elif arrives_s <= now:
                 self._now = now
                 while arrives_s == now:  # of one instant: they may share a batch
-                    until_s = now + deadline_s
-                    request = Request(tag, now, until_s - margin_s, until_s, priority)
-                    if type(policy.arrived(now, (request,))) is Shed:
+                    if type(policy.arrived(now, (ask(tag, now),))) is Shed:
                         self._end(now, tag, Ending.SHED)
                     tag += 1
                     arrives_s = instants[tag]
@@ -232,32 +212,33 @@ class _Run:
 
     def _came_back(self, now: float, call: Call) -> list[Command]:
         batch = call.batch
-        self._cluster.came_back(call)
-        if call.replica is not None:
-            self._book(call, call.finish_s)
+        work = self._cluster.came_back(call)
+        if work is not None:
+            self._book(call.batch.stage, work, work.finish_s)
         if call.given_up:
             return []  # as the router, which has stopped waiting for it
         del self._calls[batch]
         if call.replica is None:
             return self._policy.failed(now, batch)
-        return self._policy.completed(now, batch, self._evidence.judge(batch))
+        return self._policy.completed(now, batch, self._evidence.judge(batch), call.run_s)
 
     def _turn(self, stage: int, out: bool, now: float) -> list[Command]:
         """An outage begins or ends."""
         slots = 0 if out else self._cluster.servers[stage].slots
         commands = self._policy.set_slots(stage, slots)
         if out:
-            for call in self._cluster.lose(stage):
-                self._book(call, now)
-                if not call.given_up:
-                    del self._calls[call.batch]
-                    commands += self._policy.failed(now, call.batch)
+            for work in self._cluster.lose(stage):
+                self._book(stage, work, now)
+                for call in work.calls:
+                    if not call.given_up:
+                        del self._calls[call.batch]
+                        commands += self._policy.failed(now, call.batch)
         return commands
 
-    def _book(self, call: Call, until_s: float) -> None:
-        """Note a batch that occupied a replica."""
-        if call.start_s < until_s:
-            self._batches.append((call.batch.stage, len(call.batch.walks), call.start_s, until_s))
+    def _book(self, stage: int, work: Pass, until_s: float) -> None:
+        """Note a pass that occupied a replica."""
+        if work.start_s < until_s:
+            self._batches.append((stage, work.rows, work.start_s, until_s))
 
     def plan(self, now: float, planner: Planner, rate: float) -> None:
         """Ask for prices, and pass them on."""
@@ -294,7 +275,8 @@ class _Run:
                 charged[walk.request.tag] += cost
         call = self._calls[batch] = self._cluster.send(now, batch)
         if call.back_s < inf:  # else an outage will end it
-            self.at(call.back_s, call)
+            for each in self._cluster.moved(call):
+                self.at(each.back_s, each)
 
     def _end(self, now: float, tag: int, ending: Ending) -> None:
         if self._ending[tag]:
@@ -319,6 +301,7 @@ class _Run:
         if len(wrong):
             raise ConservationBroken(f"row {wrong[0]} says that it cost {cost[wrong[0]]:g}, it used {charged[wrong[0]]:g}")
         instants = self._arrivals.instants
+        mix = self._clients if isinstance(self._clients, Mix) else None
         batches = np.array(self._batches, dtype=np.float64).reshape(-1, 4)
         return Record(
             arrivals=self._arrivals,
@@ -337,6 +320,8 @@ class _Run:
             replicas=np.array([servers.replicas for servers in self._cluster.servers], dtype=np.intp),
             prices=self._prices,
             seconds=self._now,
+            priority=mix.priority if mix else None,
+            tenant=mix.tenant if mix else None,
         )
 
 

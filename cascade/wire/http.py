@@ -19,6 +19,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 _URGENCIES: Final = 8
 _MAX_DIGITS: Final = 18
 _MAX_REQUEST_ID_CHARS: Final = 200
+MAX_TENANT_CHARS: Final = 200
+"""Longest name of a tenant."""
 _HEX: Final = b"0123456789abcdef"
 _TRACE_FIELD_CHARS: Final = (2, 32, 16, 2)
 _GRPC_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -48,6 +50,7 @@ class HeaderFacts(NamedTuple):
         incremental: ``Priority: i``, the client can use an answer in parts.
         request_id: ``X-Request-Id`` where it is short printable ASCII, else None.
         trace: ``Traceparent``, None if absent or malformed.
+        tenant: ``Cascade-Tenant`` where it is short printable ASCII, else None.
     """
 
     inference_header_length: bytes | None = None
@@ -60,6 +63,7 @@ class HeaderFacts(NamedTuple):
     incremental: bool = False
     request_id: str | None = None
     trace: TraceParent | None = None
+    tenant: str | None = None
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
@@ -91,8 +95,9 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
         wait_s,
         urgency,
         incremental,
-        _request_id(given[b"x-request-id"]) if b"x-request-id" in given else None,
+        _printable(given[b"x-request-id"], _MAX_REQUEST_ID_CHARS) if b"x-request-id" in given else None,
         _trace(given[b"traceparent"]) if b"traceparent" in given else None,
+        _printable(given[b"cascade-tenant"], MAX_TENANT_CHARS) if b"cascade-tenant" in given else None,
     )
 
 
@@ -144,6 +149,7 @@ _READ: Final = frozenset(
         b"priority",
         b"x-request-id",
         b"traceparent",
+        b"cascade-tenant",
         *_TIME_LIMITS,
     }
 )
@@ -172,9 +178,9 @@ def _priority(value: bytes) -> tuple[int | None, bool]:
     return urgency, incremental
 
 
-def _request_id(value: bytes) -> str | None:
+def _printable(value: bytes, most_chars: int) -> str | None:
     text = value.decode("latin-1").strip()
-    return text if 0 < len(text) <= _MAX_REQUEST_ID_CHARS and text.isascii() and text.isprintable() else None
+    return text if 0 < len(text) <= most_chars and text.isascii() and text.isprintable() else None
 
 
 def _trace(value: bytes) -> TraceParent | None:

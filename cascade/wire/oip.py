@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import orjson
 
 from cascade.errors import BadRequest, SpecError
+from cascade.wire.http import MAX_TENANT_CHARS
 from cascade.wire.tensor_binary import from_binary, from_raw, to_binary
 from cascade.wire.tensor_json import from_json, to_json
 from cascade.wire.tensors import Array, Buffer, TensorSpec, brief, require_finite, rows_of
@@ -106,6 +107,7 @@ class InferRequest(NamedTuple):
         timeout_s: the parameter ``timeout`` in seconds; None if absent or 0, which mean the default.
         priority: the parameter ``priority``, 1 to ``Limits.priorities``; None if absent or 0.
         max_cost: the parameter ``cascade_max_cost``, most that each of its rows may spend; None if absent.
+        tenant: the parameter ``cascade_tenant``, for whom this is; None if absent.
     """
 
     id: str | None
@@ -116,6 +118,7 @@ class InferRequest(NamedTuple):
     timeout_s: float | None
     priority: int | None
     max_cost: float | None
+    tenant: str | None
 
 
 def decode_request(
@@ -166,6 +169,7 @@ def decode_request(
         _timeout_s(parameters["timeout"], limits.max_timeout_s) if "timeout" in parameters else None,
         _priority(parameters["priority"], limits.priorities) if "priority" in parameters else None,
         _max_cost(parameters["cascade_max_cost"]) if "cascade_max_cost" in parameters else None,
+        _tenant(parameters["cascade_tenant"]) if "cascade_tenant" in parameters else None,
     )
 
 
@@ -179,7 +183,7 @@ def _decode_raw(body: Buffer, signature: Signature, limits: Limits) -> InferRequ
     array = from_raw(spec, body)
     if limits.require_finite:
         require_finite(spec, array)
-    return InferRequest(None, {}, {spec.name: array}, signature.all_binary, 1, None, None, None)
+    return InferRequest(None, {}, {spec.name: array}, signature.all_binary, 1, None, None, None, None)
 
 
 def _decode_inputs(
@@ -303,6 +307,14 @@ def _max_cost(value: Parameter) -> float:
     if type(value) not in (int, float) or float(value) <= 0:
         raise BadRequest(f"parameters: cascade_max_cost must be a number above 0, got {brief(value)}")
     return float(value)
+
+
+def _tenant(value: Parameter) -> str:
+    if type(value) is not str or not 0 < len(value) <= MAX_TENANT_CHARS:
+        raise BadRequest(
+            f"parameters: cascade_tenant must be a string of 1 to {MAX_TENANT_CHARS} characters, got {brief(value)}"
+        )
+    return value
 
 
 def _names(names: Iterable[str]) -> str:

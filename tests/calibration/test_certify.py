@@ -219,6 +219,15 @@ def test_the_bound_is_that_of_the_nearest_point_which_no_price_exceeds(certifica
         certificate.bound_at([0.0, 0.1])
 
 
+def test_a_cap_is_the_boldest_point_below_which_no_more_is_lost(certificate):
+    for index in (0, 20, 45, 59):
+        bound = certificate.path[index].bound_below
+        cap = certificate.cap_for(bound)
+        assert certificate.bound_at(cap) <= bound
+        assert all(c >= p for c, p in zip(cap, certificate.path[index].prices, strict=True))
+    assert certificate.cap_for(certificate.path[0].bound_below * 0.999) is None
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 

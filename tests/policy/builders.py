@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,12 @@ def stage(
     return StageConfig(slots, batch, cost, base_price, a_s, b_s, timeout_floor_s)
 
 
-def ladder(*stages: StageConfig, usual_deadline_s: float = 1.0, wait_share: float = 0.2, seed: int = 0) -> Policy:
+def ladder(*stages: StageConfig, usual_deadline_s: float = 1.0, **more: Any) -> Policy:
     """A policy over ``stages``."""
-    return Policy(stages, usual_deadline_s=usual_deadline_s, wait_share=wait_share, seed=seed)
+    return Policy(stages, usual_deadline_s=usual_deadline_s, **more)
 
 
-def three(**changes: float) -> Policy:
+def three(**changes: Any) -> Policy:
     """A policy over three stages of cost 1, 10, 100."""
     return ladder(stage(cost=1), stage(cost=10), stage(cost=100), **changes)
 
@@ -45,9 +46,10 @@ def request(
     deadline_s: float = 1.0,
     priority: int = 1,
     budget: float = inf,
+    tenant: str = "",
 ) -> Request:
     """One row; its answer leaves a sixteenth of a second before its deadline."""
-    return Request(tag, arrived_s, answer_by_s, deadline_s, priority, budget)
+    return Request(tag, arrived_s, answer_by_s, deadline_s, priority, budget, tenant)
 
 
 def judged(*gains: Sequence[float], p_correct: float = 0.5) -> Judgement:

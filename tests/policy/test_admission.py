@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.policy.admission import LONGEST_DRAIN_S, Admission, predicted_wait_s
+from cascade.policy.admission import HOLD_FACTOR, JITTER, LONGEST_DRAIN_S, LONGEST_HOLD_S, Admission, predicted_wait_s
 from cascade.policy.capacity import ServiceTime, StageCapacity
 
 
@@ -48,15 +48,26 @@ def test_a_row_with_no_time_left_comes_in_to_expire_unless_the_first_stage_is_ou
 
 
 @given(st.floats(0, 100), st.integers(0, 1000))
-def test_the_hint_is_whole_seconds_between_the_drain_and_twice_the_drain(wait_s, seed):
+def test_the_hint_is_whole_seconds_between_the_drain_and_three_times_the_drain(wait_s, seed):
     hint = door(seed=seed).retry_after_s(wait_s)
     drain_s = min(wait_s, LONGEST_DRAIN_S)
     assert isinstance(hint, int)
-    assert max(1, drain_s) <= hint <= max(1, 2 * drain_s + 1)
+    assert int(max(1, drain_s)) <= hint <= JITTER * max(1, drain_s)
 
 
 def test_the_hint_has_an_end_when_the_wait_has_none():
-    assert LONGEST_DRAIN_S <= door().retry_after_s(inf) <= 2 * LONGEST_DRAIN_S
+    assert LONGEST_DRAIN_S <= door().retry_after_s(inf) <= JITTER * LONGEST_DRAIN_S
+
+
+def test_clients_are_spread_over_seconds_even_where_little_waits():
+    admission = door()
+    assert {admission.retry_after_s(0.1) for _ in range(100)} == {1, 2}
+
+
+def test_a_refusal_is_held_back_the_longer_the_further_the_driver_is_behind_and_not_for_ever():
+    assert door().turn_away(0.5).hold_s == 0.0
+    assert door().turn_away(0.5, 0.001).hold_s == pytest.approx(0.001 * HOLD_FACTOR)
+    assert door().turn_away(0.5, 10.0).hold_s == LONGEST_HOLD_S
 
 
 def test_the_same_seed_gives_the_same_hints():

@@ -65,3 +65,16 @@ def test_free_slots_are_never_negative():
 def test_throughput_is_that_of_full_batches_on_every_slot():
     capacity = StageCapacity(slots=3, max_batch_size=4, service=ServiceTime(0.5, 0.25, correction=2.0))
     assert capacity.rows_per_s == pytest.approx(3 * 4 / 3.0)
+
+
+def test_work_is_learned_from_what_the_replica_says_and_else_from_the_call():
+    stage = StageCapacity(slots=4, max_batch_size=8, service=ServiceTime(0.5, 0.0625))
+    assert stage.full_rows_per_s(2) == 16.0
+    for _ in range(200):
+        stage.observe(8, call_s=2.0, run_s=0.5)
+    assert stage.service.predict(8) == pytest.approx(2.0)
+    assert stage.full_rows_per_s(2) == pytest.approx(32.0)
+    assert stage.rows_per_s == pytest.approx(16.0)
+    for _ in range(200):
+        stage.observe(8, call_s=2.0)
+    assert stage.full_rows_per_s(3) == pytest.approx(12.0)

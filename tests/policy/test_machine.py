@@ -3,7 +3,6 @@
 The machine keeps its own books from the commands alone and compares them with the policy's after every step.
 """
 
-from dataclasses import dataclass, field
 from math import inf
 
 import pytest
@@ -11,32 +10,15 @@ from builders import MS, judged, stage
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from machine_rows import CLASSES, COST, GAIN, Row
 
+from cascade.policy.classes import ClassConfig
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Policy
+from cascade.policy.price import continuation_value
 from cascade.policy.request import DEGRADING, ExitReason, Request
 from cascade.policy.walk import OUTCOMES, State, Walk
-
-COST = (1.0, 10.0, 100.0, 1000.0)
-GAIN = st.integers(-4, 16).map(lambda i: i / 16)
-
-
-@dataclass
-class Row:
-    """The machine's own book of one row."""
-
-    request: Request
-    walk: Walk
-    called: list[int] = field(default_factory=list)
-    retried: list[int] = field(default_factory=list)
-    answers: list[tuple[int, Judgement, int]] = field(default_factory=list)
-    first_answer_s: float = inf
-    outcome: str | None = None
-
-    @property
-    def cost(self) -> float:
-        return sum(COST[stage] for stage in self.called)
 
 
 class Driver(RuleBasedStateMachine):
@@ -50,17 +32,24 @@ class Driver(RuleBasedStateMachine):
         usual_deadline_s=st.sampled_from([4 * MS, 64 * MS, 1.0]),
         finish_by=st.sampled_from(["completing", "failing", "hanging"]),
         begin_s=st.sampled_from([0.0, 4096.0]),
+        classes=st.sampled_from(CLASSES),
     )
-    def begin(self, stages, wait_share, usual_deadline_s, finish_by, begin_s):
+    def begin(self, stages, wait_share, usual_deadline_s, finish_by, begin_s, classes):
         self.stages = [
             stage(slots, batch, cost, price, timeout_floor_s=64 * MS)
             for cost, (slots, batch, price) in zip(COST, stages, strict=False)
         ]
-        self.policy = Policy(self.stages, usual_deadline_s=usual_deadline_s, wait_share=wait_share)
+        self.caps = [cap for _, cap, _ in classes or [(1.0, None, "wait")]]
+        configs = classes and [
+            ClassConfig(weight, None if cap is None else (cap,) * len(stages), beyond) for weight, cap, beyond in classes
+        ]
+        self.policy = Policy(self.stages, usual_deadline_s=usual_deadline_s, wait_share=wait_share, classes=configs)
+        self.usual_deadline_s = usual_deadline_s
         self.now = begin_s
         self.rows: list[Row] = []
         self.of: dict[Walk, Row] = {}
         self.shed = 0
+        self.shed_of = [0 for _ in self.caps]
         self.running: list[Batch] = []
         self.given_up: list[Batch] = []
         self.returned = [[0, 0, 0.0, 0.0] for _ in stages]
@@ -71,21 +60,32 @@ class Driver(RuleBasedStateMachine):
     # -- what happens ------------------------------------------------------------------------------------------------
 
     @rule(
-        rows=st.lists(st.sampled_from([inf, inf, 1.0, 11.0, 111.0, 101.0, 0.5]), min_size=1, max_size=3),
+        rows=st.lists(st.sampled_from([inf, inf, inf, 1.0, 11.0, 111.0, 101.0, 0.5]), min_size=1, max_size=6),
         time=st.sampled_from([0, 1, 10, 11, 20, 40, 100, 400]),
         priority=st.integers(1, 4),
+        tenant=st.sampled_from(["", "", "a", "b"]),
+        lag=st.sampled_from([0, 0, 0, 30]),
         dispatch=st.booleans(),
     )
-    def arrive(self, rows, time, priority, dispatch):
+    def arrive(self, rows, time, priority, tenant, lag, dispatch):
+        self.come(rows, time, priority, tenant, lag, dispatch)
+
+    def come(self, rows, time, priority, tenant, lag, dispatch):
         deadline_s = self.now + time * MS
         answer_by_s = max(self.now, deadline_s - MS)
         first = len(self.rows) + self.shed
-        requests = [Request(first + i, self.now, answer_by_s, deadline_s, priority, budget) for i, budget in enumerate(rows)]
-        walks = self.policy.arrived(self.now, requests)
+        requests = [
+            Request(first + i, self.now, answer_by_s, deadline_s, priority, budget, tenant) for i, budget in enumerate(rows)
+        ]
+        at_door = self.policy.door(self.now, deadline_s - self.now, priority, lag * MS, tenant, len(rows))
+        if at_door is not None:
+            self.turned_away(at_door, time, priority, len(rows))
+            return
+        walks = self.policy.arrived(self.now, requests, lag * MS)
         if isinstance(walks, Shed):
-            assert walks.retry_after_s >= 1
-            assert time or not self.policy.capacities[0].slots, "too late is not overload"
-            self.shed += len(rows)
+            # The message is a part of its tenant's rate by now, which may have taken it over its fair share.
+            assert self.policy._tenants.several
+            self.turned_away(walks, time, priority, len(rows))
             return
         for one, walk in zip(requests, walks, strict=True):
             assert walk.request is one
@@ -93,6 +93,15 @@ class Driver(RuleBasedStateMachine):
             self.rows.append(row)
             self.of[walk] = row
         self.settle(dispatch)
+
+    def turned_away(self, shed: Shed, time: int, priority: int, rows: int) -> None:
+        assert shed.retry_after_s >= 1
+        assert time or not self.policy.capacities[0].slots, "too late is not overload"
+        self.shed += rows
+        self.shed_of[self.place(priority)] += rows
+
+    def place(self, priority: int) -> int:
+        return min(priority, len(self.caps)) - 1
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), dispatch=st.booleans())
@@ -102,6 +111,20 @@ class Driver(RuleBasedStateMachine):
         rows = st.lists(st.lists(GAIN, min_size=width, max_size=width), min_size=len(batch.walks), max_size=len(batch.walks))
         self.come_back(batch, judged(*data.draw(rows)))
         self.settle(dispatch)
+
+    @rule(
+        rows=st.integers(6, 16), priority=st.integers(1, 4), tenant=st.sampled_from(["", "a", "b"]), gain=st.integers(2, 16)
+    )
+    def a_crowd_comes(self, rows, priority, tenant, gain):
+        """Many rows with much time come and pass stage 0, so that the queues behind it fill."""
+        self.come([inf] * rows, 400, priority, tenant, 0, dispatch=True)
+        gain /= 16
+        for _ in range(100):
+            first = next((batch for batch in self.running if batch.stage == 0), None)
+            if first is None:
+                break
+            self.come_back(first, judged(*[[gain] * (len(self.stages) - 1)] * len(first.walks)))
+            self.settle(dispatch=True)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), dispatch=st.booleans())
@@ -131,13 +154,14 @@ class Driver(RuleBasedStateMachine):
     @rule(data=st.data(), slots=st.integers(0, 3), dispatch=st.booleans())
     def change_slots(self, data, slots, dispatch):
         self.obey(self.policy.set_slots(data.draw(st.sampled_from(range(len(self.stages)))), slots))
+        self.note_protected()
         self.settle(dispatch)
 
-    @rule(data=st.data())
-    def change_prices(self, data):
+    @rule(data=st.data(), uncongested_rate=st.sampled_from([inf, 1.0, 1e6]))
+    def change_prices(self, data, uncongested_rate):
         prices = data.draw(st.lists(st.sampled_from([0.0, 0.0625, 0.25, 0.75]), min_size=1, max_size=4))
         prices = (prices * 4)[: len(self.stages)]
-        self.policy.set_prices(prices)
+        self.policy.set_prices(prices, uncongested_rate)
         assert self.policy.prices == tuple(max(p, s.base_price) for p, s in zip(prices, self.stages, strict=True))
 
     @rule(steps=st.integers(1, 40))
@@ -177,8 +201,9 @@ class Driver(RuleBasedStateMachine):
             assert not (capacity.free and waiting), "a free slot and a row that waits for it"
             if index:
                 share = 0.5 if index == len(self.stages) - 1 else 0.25
-                work = share * self.policy._usual_deadline_s * capacity.rows_per_s
-                assert waiting <= max(work, capacity.slots * capacity.max_batch_size)
+                work = share * self.usual_deadline_s * capacity.rows_per_s
+                protected = sum(row.protected and row.walk.state is State.DEFERRED for row in self.rows)
+                assert waiting <= max(work, capacity.slots * capacity.max_batch_size, protected)
 
     def come_back(self, batch: Batch, judgement: Judgement) -> None:
         self.running.remove(batch)
@@ -192,6 +217,25 @@ class Driver(RuleBasedStateMachine):
                 self.of[walk].answers.append((batch.stage, judgement, place))
                 self.of[walk].first_answer_s = min(self.of[walk].first_answer_s, self.now)
         self.obey(self.policy.completed(self.now, batch, judgement))
+        self.note_protected()
+
+    def value(self, row: Row) -> tuple[float, int]:
+        """What going on is worth to a row, and the stage that it would go to."""
+        stage, judgement, place = row.answers[-1]
+        behind = [j for j in range(stage + 1, len(self.stages)) if self.policy.capacities[j].slots]
+        prices = [s.base_price for s in self.stages]
+        return float(continuation_value(judgement.gains[place : place + 1], stage, behind, prices)[0]), behind[0]
+
+    def within_floor(self, row: Row) -> bool:
+        cap = self.caps[self.place(row.request.priority)]
+        value, target = self.value(row)
+        return cap is not None and value > max(cap, self.stages[target].base_price)
+
+    def note_protected(self) -> None:
+        for row in self.rows:
+            if row.walk.state is State.DEFERRED and row.waits_for != row.walk.stage:
+                row.waits_for = row.walk.stage
+                row.protected = self.within_floor(row)
 
     def break_down(self, batch: Batch) -> None:
         self.running.remove(batch)
@@ -256,6 +300,9 @@ class Driver(RuleBasedStateMachine):
 
     def check_reply(self, row: Row, answer) -> None:
         assert (answer.stage, answer.judgement, answer.row) == row.answers[-1], "not the best answer so far"
+        if answer.reason is ExitReason.PRICE:
+            assert not self.within_floor(row), "a price stopped a protected row"
+        assert answer.reason is not ExitReason.EVICTED or not row.protected, "a protected row was evicted"
         assert answer.cost == row.cost
         visited = [span.stage for span in answer.spans]
         assert visited == [stage for stage, _, _ in row.answers] == sorted(set(visited))
@@ -281,6 +328,11 @@ class Driver(RuleBasedStateMachine):
         for name in ("answered", "expired", "failed", "cancelled"):
             assert getattr(counts, name) == ended.count(name), name
         answers = [row.walk.answer for row in self.rows if row.outcome == "answered"]
+        for place, of_class in enumerate(counts.classes):
+            mine = [row for row in self.rows if self.place(row.request.priority) == place and row.outcome == "answered"]
+            degraded = sum(row.walk.answer.degraded for row in mine)
+            assert (of_class.answered, of_class.degraded, of_class.shed) == (len(mine), degraded, self.shed_of[place])
+            assert of_class.below_floor <= (0 if self.caps[place] is None else degraded)
         assert counts.cost == sum(answer.cost for answer in answers)
         assert counts.degraded == sum(answer.degraded for answer in answers)
         for index, books in enumerate(counts.stages):

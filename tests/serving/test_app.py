@@ -11,15 +11,15 @@ from asgi import started
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
-from cascade.assembly import read_artefacts, stage_configs
+from cascade.assembly import Artefacts, read_artefacts, stage_configs
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.models.stage import StageResult
 from cascade.profiling import load_network, read_rows
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import FAST_PATH, apply_local, slow_path_warning
 from cascade.serving.local import cpus_needed, require_free
-from cascade.serving.router import InlineStage, ThreadStage
 from cascade.serving.stage import ReplicaStage, StageReplica
+from cascade.serving.stage_client import InlineStage, ThreadStage
 from cascade.spec import Ladder
 from cascade.wire.client import decode_answer, encode_request
 
@@ -61,9 +61,10 @@ def test_serve_builds_the_application_from_plain_arguments(calibrated):
 
 def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(calibrated):
     router = build(AppArgs(spec=str(calibrated)))._bound_deployment
-    ladder, (calibration, profile), handles = router.init_args
+    ladder, artefacts, handles, _ = router.init_args
     assert ladder.spec.name == "colours"
-    assert [stage.name for stage in calibration.stages] == [stage.name for stage in profile.stages]
+    assert [s.name for s in artefacts.calibration.stages] == [s.name for s in artefacts.profile.stages]
+    assert artefacts.market is not None
     assert handles[0] is None
     deployments = [handle._bound_deployment for handle in handles[1:]]
     assert [deployment.name for deployment in deployments] == ["fair", "fine"]
@@ -155,7 +156,7 @@ def test_a_wrong_spec_is_refused(tmp_path):
 def replica(calibrated_ladder):
     """A router replica whose dear stages stand behind handles, and those handles."""
     handles = [None, *(LocalHandle(StageReplica(calibrated_ladder, index)) for index in (1, 2))]
-    return RouterReplica(calibrated_ladder, read_artefacts(calibrated_ladder), handles), handles[1:]
+    return RouterReplica(calibrated_ladder, Artefacts.read(calibrated_ladder), handles), handles[1:]
 
 
 async def ask(client, ladder: Ladder, rows: np.ndarray, **parameters):

@@ -14,7 +14,7 @@ from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import StageResult
 from cascade.policy.request import ExitReason
 from cascade.serving.fakes import FakeStage
-from cascade.serving.router import InlineStage
+from cascade.serving.stage_client import InlineStage
 
 pytestmark = pytest.mark.looptime(noop_cycles=0)
 

@@ -244,19 +244,19 @@ class _Law:
 
 
 class _Forgetful(_Law):
-    def completed(self, now, batch, judgement):
-        return [c for c in self._policy.completed(now, batch, judgement) if not isinstance(c, Reply) or c.tag != 7]
+    def completed(self, now, batch, judgement, run_s=None):
+        return [c for c in self._policy.completed(now, batch, judgement, run_s) if not isinstance(c, Reply) or c.tag != 7]
 
 
 class _Stuttering(_Law):
-    def completed(self, now, batch, judgement):
-        commands = self._policy.completed(now, batch, judgement)
+    def completed(self, now, batch, judgement, run_s=None):
+        commands = self._policy.completed(now, batch, judgement, run_s)
         return commands + [command for command in commands if isinstance(command, Reply)][:1]
 
 
 class _Overcharging(_Law):
-    def completed(self, now, batch, judgement):
-        commands = self._policy.completed(now, batch, judgement)
+    def completed(self, now, batch, judgement, run_s=None):
+        commands = self._policy.completed(now, batch, judgement, run_s)
         for i, command in enumerate(commands):
             if isinstance(command, Reply):
                 commands[i] = Reply(command.tag, replace(command.answer, cost=command.answer.cost + 1))

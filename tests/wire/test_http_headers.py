@@ -171,8 +171,9 @@ class TestIdentity:
         ("value", "request_id"),
         [(b"7b9c-1", "7b9c-1"), (b" a b ", "a b"), (b"", None), (b"a\tb", None), (b"\xe4", None), (b"x" * 201, None)],
     )
-    def test_a_request_id_is_short_printable_ascii(self, value, request_id):
+    def test_a_request_id_and_a_tenant_are_short_printable_ascii(self, value, request_id):
         assert read(x_request_id=value).request_id == request_id
+        assert read(cascade_tenant=value).tenant == request_id
 
     @pytest.mark.parametrize(
         ("value", "sampled"),
@@ -222,6 +223,7 @@ class TestIdentity:
                     b"priority",
                     b"x-request-id",
                     b"traceparent",
+                    b"cascade-tenant",
                 ]
             ),
             st.binary(max_size=60) | st.text('0123456789.,-=;?ui waitnmSHM"', max_size=20).map(str.encode),

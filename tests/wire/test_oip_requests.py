@@ -406,12 +406,12 @@ class TestScheduling:
 
     def test_what_is_not_given_is_none(self):
         request = self.decode({})
-        assert (request.timeout_s, request.priority, request.max_cost) == (None, None, None)
+        assert (request.timeout_s, request.priority, request.max_cost, request.tenant) == (None, None, None, None)
 
     def test_what_is_given_is_taken(self):
-        parameters = {"timeout": 250_000, "priority": 4, "cascade_max_cost": 3, "mine": "x"}
+        parameters = {"timeout": 250_000, "priority": 4, "cascade_max_cost": 3, "cascade_tenant": "shop", "mine": "x"}
         request = self.decode(parameters)
-        assert (request.timeout_s, request.priority, request.max_cost) == (0.25, 4, 3.0)
+        assert (request.timeout_s, request.priority, request.max_cost, request.tenant) == (0.25, 4, 3.0, "shop")
         assert request.parameters == parameters
 
     def test_zero_means_the_default_as_in_triton(self):
@@ -435,6 +435,12 @@ class TestScheduling:
         assert re.match(
             "parameters: cascade_max_cost must be a number above 0, got ", refusal(body, signature=one_input("FP32"))
         )
+
+    @pytest.mark.parametrize("value", ["", "x" * 201, 1, True])
+    def test_a_tenant_that_is_no_short_string_is_refused(self, value):
+        body = message(tensor([1], [1], "FP32"), parameters={"cascade_tenant": value})
+        detail = refusal(body, signature=one_input("FP32"))
+        assert detail.startswith("parameters: cascade_tenant must be a string of 1 to 200 characters, got ")
 
 
 def test_the_json_part_may_be_padded_with_spaces():

@@ -1,0 +1,132 @@
+"""The sections of a spec that say how a ladder is served: deadlines, admission, limits, routers, autoscaling, data.
+
+Each holds by itself; what must fit together across sections, and the ladder itself, are in `cascade.spec`.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A section: unknown fields are mistakes, and docstrings are the documentation of the schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DeadlineSpec(Part):
+    """Time that a request has, from its arrival at the router."""
+
+    default_s: Seconds = 1.0
+    """When the client names none; queue bounds are measured against this."""
+    max_s: Seconds = 30.0
+    """Longer wishes are cut to this."""
+    margin_s: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The best answer so far leaves this long before the deadline, to be on the wire in time; at most a tenth of it."""
+
+
+class ClassSpec(Part):
+    """One class of requests."""
+
+    name: Name
+    """Name in metrics."""
+    weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    """What a gain is worth in this class; the plan's prices are made for 1. Half the weight gives way at half the load's
+    surcharge."""
+    max_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Certified floor: under load a row of this class is never served at prices that lose more, see ``cascade certify``;
+    none for a class to which nothing is promised."""
+    beyond_floor: Literal["wait", "shed"] = "wait"
+    """What happens when even that is more than the stages can do: ``wait`` lets rows wait until their deadline, ``shed``
+    turns the class away at the door, so that what was let in keeps its floor."""
+
+
+class AdmissionSpec(Part):
+    """When a request is turned away, before the first stage."""
+
+    wait_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of its deadline that a first-class request may wait for the first stage."""
+    priorities: Annotated[int, Field(ge=1, le=8)] = 4
+    """Number of classes; 1 is the most important."""
+    default_priority: Annotated[int, Field(ge=1, le=8)] = 2
+    """Class of a request that names none."""
+    classes: tuple[ClassSpec, ...] | None = None
+    """One for each priority, the most important first. By default each has half the weight of the one above it, and the
+    default class has weight 1, so that traffic that names no class meets the very prices of the plan."""
+
+    @property
+    def all_classes(self) -> tuple[ClassSpec, ...]:
+        """The classes as given, or the default ones."""
+        if self.classes is not None:
+            return self.classes
+        return tuple(
+            ClassSpec(name=f"p{priority}", weight=2.0 ** (self.default_priority - priority))
+            for priority in range(1, self.priorities + 1)
+        )
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        if self.default_priority > self.priorities:
+            raise ValueError(f"default_priority {self.default_priority} is above priorities {self.priorities}")
+        if self.classes is None:
+            return self
+        if len(self.classes) != self.priorities:
+            raise ValueError(f"classes: expected one for each of {self.priorities} priorities, got {len(self.classes)}")
+        names = [each.name for each in self.classes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"classes: the name {name!r} is used twice")
+        for above, below in pairwise(self.classes):
+            if below.weight > above.weight:
+                raise ValueError(
+                    f"classes: {below.name!r} is less important than {above.name!r}, its weight {below.weight:g} is larger"
+                )
+        return self
+
+
+class LimitsSpec(Part):
+    """What a single request may ask of the server."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 31)] = 32 << 20
+    """Body as sent, and after inflation."""
+    max_rows: Annotated[int, Field(ge=1, le=65536)] = 1024
+    """Rows in one request."""
+
+
+class RouterSpec(Part):
+    """The process that clients talk to."""
+
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Router processes; each has its own queues."""
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs that Ray reserves for each."""
+
+
+class AutoscalingSpec(Part):
+    """When stages with ``min_replicas`` and ``max_replicas`` get more replicas, and fewer; they degrade at once anyhow."""
+
+    up_after_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """A stage gets more replicas when its price was above the base price for this long."""
+    down_after_s: Annotated[float, Field(gt=0, le=86400)] = 60.0
+    """It loses one when for this long the rest would have done without a higher price."""
+    target_utilisation: Annotated[float, Field(gt=0, le=0.95)] = 0.8
+    """Share of the replicas' capacity that demand should take after an increase."""
+
+    @model_validator(mode="after")
+    def _slower_down_than_up(self) -> Self:
+        if self.down_after_s < self.up_after_s:
+            raise ValueError(f"down_after_s {self.down_after_s:g} is below up_after_s {self.up_after_s:g}")
+        return self
+
+
+class DataSpec(Part):
+    """Labelled rows beside the spec: ``.npz`` with one array for each input and ``labels``."""
+
+    calibration: str = "data/calibration.npz"
+    """Rows that calibration is fitted on; never trained on, never tested on."""
+    test: str = "data/test.npz"
+    """Rows that results are reported on; never read by calibration."""
