@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test check unit ray bench clean
+.PHONY: help demo serve test check unit ray bench loadtest clean
 
 help:           ## list the commands
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,9 @@ ray: $(VENV)/dev  ## the tests against a real local Ray: minutes
 
 bench: $(VENV)/dev  ## the serving benchmark; writes its table into docs/results.md
 	$(BIN)/python benchmarks/serving.py
+
+loadtest: $(VENV)/dev  ## start the server and two baselines, put them under load, print the verdict on the server
+	$(BIN)/python -m loadtests.run --set short
 
 clean:          ## remove what the commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

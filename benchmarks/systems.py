@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,12 +61,11 @@ class System:
         while time.perf_counter() - self.started_s < timeout_s:
             if self._server.poll() is not None:
                 raise SystemFailed(f"the server exited with {self._server.returncode}:\n{self._log_end()}")
-            with suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            with suppress(OSError, http.client.HTTPException), closing(connection):
                 connection.request("POST", path, body, headers)
                 response = connection.getresponse()
                 content = response.read()
-                connection.close()
                 last = f"{response.status} {content[:500]!r}"
                 if response.status == 200:
                     return time.perf_counter() - self.started_s

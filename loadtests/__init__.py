@@ -1,0 +1,1 @@
+"""Load tests: an open-loop generator in Locust, its scenarios, its recordings, and the verdict on them. Knows no Ray."""

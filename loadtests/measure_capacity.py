@@ -1,0 +1,389 @@
+"""What a running server can do, measured in place before the load tests: the unit of their rates.
+
+    python -m loadtests.measure_capacity SPEC --port 8000
+
+For each stage a closed loop of rows that leave there at base prices (or behind it, if none leaves there) keeps the stage
+busy, and the server's own counters are read when a window opens and when it closes. Knows the server's HTTP face, the
+ladder's files and the lean closed-loop client of the benchmarks; nothing of Ray and of scenarios.
+
+With differences over a window of T seconds, for a stage with r replicas that hold c batches each:
+
+    rate       = rows / T                                 rows a second that it got through
+    occupancy  = run time of its batches / (T r c)        share of its places that held a batch, 1 when saturated
+    capacity   = max(rate, r B / (S(B) q)),               q = run time / (a batches + b rows)
+
+S(n) = a + b n is the profiled service time, q how much slower batches are here, and B the largest batch. The rate is what a
+saturated stage can do; there calls wait for each other in a replica, which makes q, and so the second term, too pessimistic.
+The second term is for a stage that the stages before it cannot fill: its calls do not overlap, so its places do not count.
+
+The last stage's capacity is `unit_rate`, the requests a second if all of them went to the top. The rate of stage 0 is
+`stage0_rate`: the whole way through the server, HTTP and router included. While any other stage is measured, a second closed
+loop keeps the last one busy too, since under every load near those capacities it is; where stages share cores, a stage that
+has them to itself would promise too much.
+"""
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.load import send_all, send_for, status_and_body
+from cascade.assembly import read_artefacts
+from cascade.calibration.artefact import StageService
+from cascade.calibration.judging import judge_table
+from cascade.calibration.outcomes import OutcomeTable
+from cascade.errors import CascadeError, ConfigError
+from cascade.profiling import read_rows
+from cascade.spec import Ladder, StageSpec
+from cascade.wire.client import encode_request
+
+REPEATS = 3
+SECONDS = 8.0
+WARM_S = 1.0
+SATURATED = 0.85
+"""Occupancy of the last stage below which its capacity is an estimate rather than a measurement."""
+ROWS = 512
+"""Different rows that are sent, at most."""
+BUSY_ROWS = 64
+"""Those with most to gain, which keep the last stage busy while another one is measured."""
+STAGE0_CONNECTIONS = 16
+"""At least, since a small batch is back before the client has asked again."""
+MOST_CONNECTIONS = 256
+TEST_TABLE = "test-outcomes.npz"
+"""Beside the calibration: outcomes of the rows that load tests send."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What one stage has done since the server started.
+
+    Attributes:
+        batches: batches that came back.
+        rows: rows in them.
+        run_s: seconds from call to return, summed over the batches.
+    """
+
+    batches: int
+    rows: int
+    run_s: float
+
+    def since(self, before: "Counters") -> "Counters":
+        """What was done between two readings."""
+        return Counters(self.batches - before.batches, self.rows - before.rows, self.run_s - before.run_s)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stage, kept busy for a while.
+
+    Attributes:
+        stage: its name.
+        seconds: length of the window.
+        answered_per_s: answers with status 200 a second as the client saw them, but for those that keep the last stage busy.
+        refused: answers with another status.
+        rate: rows a second that the stage got through.
+        batch: mean rows in a batch.
+        occupancy: see the module.
+        capacity: rows a second that the stage can do, see the module.
+        client_share: CPU of the load client, share of one core.
+    """
+
+    stage: str
+    seconds: float
+    answered_per_s: float
+    refused: int
+    rate: float
+    batch: float
+    occupancy: float
+    capacity: float
+    client_share: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a server can do.
+
+    Attributes:
+        unit_rate: requests a second if all went through the top stage.
+        stage0_rate: requests a second that get through stage 0.
+        rows_per_s: rows a second of each stage, by name, medians.
+        spread: (largest - smallest) / median of the repeats, by stage; of the rate for the first.
+        seconds: length of a window.
+        windows: everything that was measured.
+    """
+
+    unit_rate: float
+    stage0_rate: float
+    rows_per_s: dict[str, float]
+    spread: dict[str, float]
+    seconds: float
+    windows: tuple[Window, ...]
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the last stage was the bottleneck whenever it was measured; if not, `unit_rate` is an estimate."""
+        last = list(self.rows_per_s)[-1]
+        return all(window.occupancy >= SATURATED for window in self.windows if window.stage == last)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> "Measured":
+        """Undo `document`, from a file.
+
+        Raises:
+            ConfigError: it cannot be read, or is something else.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**document, "windows": tuple(Window(**window) for window in document["windows"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: not a measured capacity: {error}") from error
+
+
+def counters_of(document: Mapping[str, Any], model: str, stages: Sequence[str]) -> list[Counters]:
+    """Each stage's counters out of the document of ``GET /v2/models/{model}/stats``.
+
+    Raises:
+        ConfigError: a stage is missing.
+    """
+    entries = {entry["name"]: entry for entry in document["model_stats"]}
+    found = []
+    for stage in stages:
+        entry = entries.get(f"{model}.{stage}")
+        if entry is None:
+            raise ConfigError(f"the statistics of model {model!r} name no stage {stage!r}, only {', '.join(entries)}")
+        run = entry["inference_stats"]["compute_infer"]
+        found.append(Counters(entry["execution_count"], entry["inference_count"], run["ns"] * 1e-9))
+    return found
+
+
+def capacity_of(done: Counters, seconds: float, stage: StageSpec, profiled: StageService) -> tuple[float, float]:
+    """A stage's capacity and occupancy from what it did in a window; the formulae are in the module's docstring.
+
+    Args:
+        done: differences of its counters.
+        seconds: length of the window.
+        stage: the stage.
+        profiled: its service time.
+
+    Returns:
+        Rows a second, and the occupancy.
+
+    Raises:
+        ConfigError: the stage did nothing in the window.
+    """
+    if not done.batches or not done.rows:
+        raise ConfigError(f"stage {stage.name!r} ran no batch while it was to be kept busy for {seconds:g} s")
+    replicas = 1 if stage.placement == "router" else stage.replicas
+    occupancy = done.run_s / (seconds * _places(stage))
+    slower = done.run_s / (profiled.a_s * done.batches + profiled.b_s * done.rows)
+    full_s = (profiled.a_s + profiled.b_s * stage.max_batch_size) * slower
+    return max(done.rows / seconds, replicas * stage.max_batch_size / full_s), occupancy
+
+
+def summarise(windows: Sequence[Window], stages: Sequence[str]) -> Measured:
+    """Medians and spreads of repeated windows.
+
+    Args:
+        windows: in any order, at least one of each stage.
+        stages: names, cheapest first.
+    """
+    of_stage = {stage: [window for window in windows if window.stage == stage] for stage in stages}
+    rows_per_s = {stage: median(window.capacity for window in found) for stage, found in of_stage.items()}
+    spread = {stage: _spread([window.capacity for window in found]) for stage, found in of_stage.items()}
+    through = [window.rate for window in of_stage[stages[0]]]
+    spread[stages[0]] = _spread(through)
+    return Measured(rows_per_s[stages[-1]], median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
+
+
+def _spread(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / median(values)
+
+
+def rows_by_exit(ladder: Ladder) -> list[np.ndarray]:
+    """Rows of the test data by the stage at which they leave when nothing is scarce.
+
+    Returns:
+        Indices for each stage; those of the last one by falling gain, so that no price keeps the first of them away.
+
+    Raises:
+        ConfigError: the ladder has no outcomes of its test rows.
+    """
+    judged = judge_table(OutcomeTable.read(ladder.table_path.with_name(TEST_TABLE)), read_artefacts(ladder)[0])
+    exits = judged.exits(ladder.spec.base_prices)
+    *cheaper, last = (np.flatnonzero(exits == stage) for stage in range(len(judged.stages)))
+    return [*cheaper, last[np.argsort(-judged.gains[last, -2, -1], kind="stable")] if cheaper else last]
+
+
+def reaching(leaving: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rows for each stage that leave there, or else at the first stage behind it at which any leaves: they pass it too."""
+    return [next((rows for rows in leaving[stage:] if len(rows)), leaving[-1]) for stage in range(len(leaving))]
+
+
+def encoded(ladder: Ladder, rows: np.ndarray, path: str | None = None) -> list[bytes]:
+    """Whole HTTP messages of single rows, which ask for the label and have as long as the server allows.
+
+    Args:
+        ladder: the ladder.
+        rows: indices into its test data.
+        path: target; the model's infer route if None.
+    """
+    spec = ladder.spec
+    inputs, _ = read_rows(ladder, ladder.path(spec.data.test))
+    target = path or f"/v2/models/{spec.name}/infer"
+    messages = []
+    for row in rows.tolist():
+        tensors = [(field.tensor, inputs[field.name][row : row + 1]) for field in spec.inputs]
+        body, headers = encode_request(
+            tensors, outputs=["label"], parameters={"timeout": int(spec.deadline.max_s * 1e6), "priority": 1}
+        )
+        fields = {"host": "127.0.0.1", **headers, "content-length": str(len(body))}
+        head = f"POST {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        messages.append(head.encode() + b"\r\n" + body)
+    return messages
+
+
+def read_statistics(port: int, model: str) -> dict[str, Any]:
+    """The statistics document of a server on this machine.
+
+    Raises:
+        ConfigError: it gives none.
+    """
+    url = f"http://127.0.0.1:{port}/v2/models/{model}/stats"
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            document: dict[str, Any] = json.load(response)
+            return document
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{url}: no statistics: {error}") from error
+
+
+def measure(
+    ladder: Ladder,
+    port: int,
+    *,
+    seconds: float = SECONDS,
+    repeats: int = REPEATS,
+    progress: Callable[[Window], None] = lambda _: None,
+) -> Measured:
+    """Measure a server on this machine that has nothing else to do.
+
+    Args:
+        ladder: what it serves.
+        port: where it listens.
+        seconds: length of a window.
+        repeats: windows for each stage.
+        progress: told of each window.
+
+    Raises:
+        ConfigError: no row leaves at the first or at the last stage, or the server gives no statistics.
+    """
+    spec = ladder.spec
+    profile = read_artefacts(ladder)[1]
+    names = [stage.name for stage in spec.stages]
+    leaving = rows_by_exit(ladder)
+    for end in (0, -1):
+        if not len(leaving[end]):
+            raise ConfigError(f"no test row leaves at stage {names[end]!r} at base prices, so it cannot be kept busy")
+    requests = [encoded(ladder, rows[:ROWS]) for rows in reaching(leaving)]
+    windows = []
+    for _ in range(repeats):
+        for index, messages in enumerate(requests):
+            if index < len(names) - 1:
+                with _kept_busy(port, requests[-1][:BUSY_ROWS], _places(spec.stages[-1]) * spec.stages[-1].max_batch_size):
+                    window = _window(ladder, port, index, messages, profile.stages[index], seconds)
+            else:
+                window = _window(ladder, port, index, messages, profile.stages[index], seconds)
+            progress(window)
+            windows.append(window)
+    return summarise(windows, names)
+
+
+@contextmanager
+def _kept_busy(port: int, requests: Sequence[bytes], connections: int) -> Iterator[None]:
+    """A second closed loop for as long as the context lasts, in a thread of its own."""
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            send_all(port, requests, connections)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        running = thread.submit(load)
+        try:
+            yield
+        finally:
+            over.set()
+        running.result()
+
+
+def _places(stage: StageSpec) -> int:
+    """Batches that may be with a stage's replicas."""
+    return 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica
+
+
+def _window(
+    ladder: Ladder, port: int, index: int, requests: Sequence[bytes], profiled: StageService, seconds: float
+) -> Window:
+    spec = ladder.spec
+    stage, names = spec.stages[index], [stage.name for stage in spec.stages]
+    # As many again as the stage can hold may wait for it: more, and the policy would evict some.
+    connections = min(2 * _places(stage) * stage.max_batch_size, MOST_CONNECTIONS)
+    if index == 0:
+        connections = max(connections, STAGE0_CONNECTIONS)
+    edges: list[tuple[float, float, Counters]] = []
+
+    def at_edge() -> None:
+        began_s = time.perf_counter()
+        done = counters_of(read_statistics(port, spec.name), spec.name, names)[index]
+        # The counters are of some instant while the request was under way.
+        edges.append(((began_s + time.perf_counter()) / 2, time.process_time(), done))
+
+    answers = send_for(port, requests, connections, warm_s=WARM_S, seconds=seconds, at_edge=at_edge)
+    (opened_s, client_before_s, before), (closed_s, client_after_s, after) = edges
+    length_s, done = closed_s - opened_s, after.since(before)
+    capacity, occupancy = capacity_of(done, length_s, stage, profiled)
+    answered = sum(status_and_body(raw)[0] == 200 for raw in answers.raw)
+    return Window(
+        stage=stage.name,
+        seconds=seconds,
+        answered_per_s=answered / answers.seconds,
+        refused=len(answers.raw) - answered,
+        rate=done.rows / length_s,
+        batch=done.rows / done.batches,
+        occupancy=occupancy,
+        capacity=capacity,
+        client_share=(client_after_s - client_before_s) / length_s,
+    )
+
+
+def main(
+    spec: Annotated[Path, typer.Argument(help="The ladder that the server serves.", show_default=False)],
+    port: Annotated[int, typer.Option(help="Where the server listens on this machine.")] = 8000,
+    seconds: Annotated[float, typer.Option(help="Length of each window.")] = SECONDS,
+    repeats: Annotated[int, typer.Option(help="Windows for each stage.", min=1)] = REPEATS,
+) -> None:
+    """Measure what a running server can do, and print it as JSON."""
+    try:
+        measured = measure(Ladder.read(spec), port, seconds=seconds, repeats=repeats)
+    except CascadeError as error:
+        typer.echo(f"error: {error.detail}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(json.dumps(measured.document(), indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)
