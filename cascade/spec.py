@@ -104,6 +104,9 @@ class StageSpec(Part):
     """GPUs that Ray reserves for a replica; fractions share a device."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Torch threads of a replica."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 0
+    """How far a replica yields the CPU to others on its machine, as by the command of that name; raise it for a dear stage
+    that shares cores with the router, without which nothing moves."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the network runs in."""
     timeout_floor_s: Seconds = 1.0

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from cascade.assembly import build_policy, read_artefacts
-from cascade.calibration.artefact import ServiceProfile
+from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.fluid import Capacity, Fluid, floor
 from cascade.calibration.judged import JudgedTable
-from cascade.calibration.judging import judge_table
+from cascade.calibration.judging import judge_table, market_of
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.plan import Plan
 from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, usage_errors
@@ -26,6 +26,7 @@ from cascade.report.simulation import simulation_figure
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster, Slowdown, StageServers
 from cascade.simulation.outcome import Limits, Outcome, PhaseReport, summarise
+from cascade.simulation.planner import market_planner
 from cascade.simulation.record import Record
 from cascade.simulation.simulator import Planner, draw_rows, simulate
 from cascade.simulation.workload import GRAMMAR, Workload, draw, parse_workload, run_streams
@@ -87,8 +88,9 @@ def simulate_command(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="plan.json: prices follow the measured rate; default: the spec's base prices, always."),
+        typer.Option(help="plan.json: its prices at the measured rate, instead of the market's, which the server sets."),
     ] = None,
+    base_prices: Annotated[bool, typer.Option("--base-prices", help="No prices but the spec's base prices.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write STEM.svg, STEM.png and STEM.json.", metavar="STEM")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
@@ -116,7 +118,7 @@ def simulate_command(
                 "[yellow]note:[/yellow] these are the rows that the calibration was fitted on; it looks better than it is"
             )
         judged = judge_table(outcomes, calibration)
-        planner = None if plan is None else _planner(plan, judged)
+        planner = None if base_prices else _planner(plan, ladder, calibration, judged, [each.replicas for each in servers])
         limits = fluid_limits(judged, ladder_spec, servers)
         runs = []
         with progress_bar() as bar:
@@ -159,8 +161,15 @@ def simulate_command(
         say_written(written)
 
 
-def _planner(path: Path, judged: JudgedTable) -> Planner:
-    """The slow loop: the plan's prices for the rate that is measured."""
+def _planner(
+    path: Path | None, ladder: Ladder, calibration: Calibration, judged: JudgedTable, replicas: list[int]
+) -> Planner | None:
+    """The slow loop: prices of the market or of a plan, for the rate that is measured."""
+    if path is None:
+        if not ladder.table_path.is_file():
+            return None  # as in the server
+        traffic = judge_table(OutcomeTable.read(ladder.table_path), calibration)
+        return market_planner(market_of(traffic, ladder.spec.base_prices), replicas)
     plan = Plan.read(path)
     if tuple(stage.name for stage in plan.stages) != judged.stages:
         raise ConfigError(f"{path}: made for other stages, {', '.join(stage.name for stage in plan.stages)}")

@@ -22,6 +22,8 @@ ONE_MACHINE: dict[str, str] = {
     # HAProxy's own figures, which nobody reads here, and its four threads cost a tenth of the CPU of a small request.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Ray starts its workers at nice 15: beside anything else that computes, such as a load client, a thirtieth of a core.
+    "RAY_worker_niceness": "0",
 }
 
 HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")

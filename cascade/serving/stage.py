@@ -6,6 +6,7 @@ so that the network sees full batches however many routers there are.
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,9 +38,16 @@ class Passes:
         run: the network; used by one thread at a time.
         max_rows: rows in a pass; a single call may have more.
         gather_share: see above.
+        nice: how far the thread yields the CPU to others on the machine.
     """
 
-    def __init__(self, run: Callable[[Arrays], StageResult], max_rows: int, gather_share: float = GATHER_SHARE) -> None:
+    def __init__(
+        self,
+        run: Callable[[Arrays], StageResult],
+        max_rows: int,
+        gather_share: float = GATHER_SHARE,
+        nice: int = 0,
+    ) -> None:
         self._run = run
         self._max_rows = max_rows
         self._gather_share = gather_share
@@ -49,7 +57,13 @@ class Passes:
         self._changed = Condition()
         self._wanted = 0
         self._gather_until_s = 0.0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cascade-stage")
+        self._thread = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="cascade-stage",
+            # Of the calling thread alone, on Linux: the thread that answers calls and health checks keeps its own.
+            initializer=os.nice,
+            initargs=(nice,),
+        )
 
     def submit(self, inputs: Arrays) -> Future[StageResult]:
         """Let a call wait for its pass.
@@ -158,7 +172,7 @@ class StageReplica:
 
     def __init__(self, ladder: Ladder, index: int) -> None:
         stage = ladder.spec.stages[index]
-        self._passes = Passes(load_network(ladder, stage).run, stage.max_batch_size)
+        self._passes = Passes(load_network(ladder, stage).run, stage.max_batch_size, nice=stage.nice)
 
     async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float]:
         """Run one batch.

@@ -69,7 +69,7 @@ def test_the_text_of_a_workload_says_all_of_it(name):
         ("saturation", {"saturation": 1.3 * STAGE0}),
         ("step", {"before": 0.5 * UNIT, "load": 8 * UNIT, "after": 0.5 * UNIT}),
         ("spike", {"before": UNIT, "spike": 10 * UNIT, "after": UNIT}),
-        ("storm", {"before": 0.5 * STAGE0, "storm": 2 * STAGE0, "after": 0.5 * STAGE0}),
+        ("storm", {"before": 0.5 * STAGE0, "storm": 1.5 * STAGE0, "after": 0.5 * STAGE0}),
         ("burst", {"calm": UNIT, "burst": 8 * UNIT}),
         ("classes", {"degraded": 6 * UNIT, "shedding": 1.3 * STAGE0}),
         ("tenants", {"steady": 8.3 * UNIT}),
