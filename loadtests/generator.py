@@ -30,8 +30,9 @@ BACK_OFF_S = (0.01, 0.1)
 LEAST_LAG_S = 0.02
 LAG_SHARE = 0.1
 """Of the shortest deadline: a generator that sends later than this (and `LEAST_LAG_S`) measures itself."""
-COLLECT_EVERY_S = 5.0
-"""Young garbage is collected this often while the loop is on; a full collection would stop it for tens of milliseconds."""
+YOUNG_ONLY = (1000, 20, 1_000_000)
+"""Thresholds of the garbage collector while the loop is on: young garbage goes in pauses of a fraction of a millisecond;
+full collections, which would stop the loop for tens of them, do not happen."""
 
 Ask = Callable[[int, float, int], Reading]
 """(request, scheduled instant on the clock, attempt) to what came back; blocks its greenlet, never raises."""
@@ -97,7 +98,6 @@ class OpenLoop:
         sent: list[float] = (zero + self._run.arrivals.instants[self._index]).tolist()
         requests: list[int] = self._index.tolist()
         group = Group()
-        collect_at = zero + COLLECT_EVERY_S
         started, cpu_s = self._clock(), time.process_time()
         with without_pauses():
             try:
@@ -105,9 +105,6 @@ class OpenLoop:
                     # Also when it is late: requests that are due must get their turn to be sent.
                     self._sleep(max(instant - self._clock(), 0.0))
                     group.spawn(self._one, place, request, instant)
-                    if instant > collect_at:
-                        gc.collect(1)
-                        collect_at = instant + COLLECT_EVERY_S
                 group.join()
             finally:
                 group.kill()
@@ -165,16 +162,15 @@ class OpenLoop:
 @contextmanager
 def without_pauses() -> Iterator[None]:
     """No full garbage collection inside: it walks everything that was ever loaded, and nothing is sent meanwhile."""
-    was_on = gc.isenabled()
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.disable()
+    gc.set_threshold(*YOUNG_ONLY)
     try:
         yield
     finally:
         gc.unfreeze()
-        if was_on:
-            gc.enable()
+        gc.set_threshold(*before)
 
 
 def lag_limit_s(deadline_s: float) -> float:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -33,6 +34,7 @@ from cascade.spec import Ladder
 from loadtests.clauses import CLAUSES as ALL_CLAUSES
 from loadtests.figure import load_figure
 from loadtests.judge import judge_runs
+from loadtests.knee import knee
 from loadtests.measure_capacity import REPEATS, SECONDS, Measured, Window, measure
 from loadtests.phases import refused
 from loadtests.record import Recording
@@ -44,6 +46,10 @@ from loadtests.verdict import prepare
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = SYSTEMS[0]
 CAPACITY_FILE = "capacity.json"
+PROBE, PROBE_S = "steady-1", 8.0
+"""A rate is tried by this scenario for so long; the first seconds of it are warm-up."""
+GENERATOR_NICE = -10
+"""Of the generator's process, where the system allows it, since it shares the machine with the server."""
 STOP_S = 10.0
 """A generator that has not gone after this is killed."""
 
@@ -79,7 +85,7 @@ def main(
         console.print(*(f"[dim]{key}[/dim] {value}" for key, value in header.items()), sep="\n", highlight=False)
         means = Means(
             start=lambda name: starting(name, spec, folder / name),
-            gauge=partial(gauge, ladder, scale, folder),
+            gauge=partial(gauge, ladder, spec, seed, scale, folder),
             play=partial(play, spec, seed, scale),
             say=console.print,
         )
@@ -125,7 +131,7 @@ def starting(name: str, spec: Path, folder: Path) -> Iterator[Server]:
         console.print(f"stopping {name}")
 
 
-def gauge(ladder: Ladder, scale: float, folder: Path, server: Server) -> Measured:
+def gauge(ladder: Ladder, spec: Path, seed: int, scale: float, folder: Path, server: Server) -> Measured:
     """Measure what the product can do, and keep it beside the recordings."""
 
     def progress(window: Window) -> None:
@@ -137,6 +143,23 @@ def gauge(ladder: Ladder, scale: float, folder: Path, server: Server) -> Measure
     console.print("measuring what it can do")
     repeats = 1 if scale < 1 else REPEATS
     measured = measure(ladder, server.port, seconds=SECONDS * min(scale, 1.0), repeats=repeats, progress=progress)
+    console.print(f"in a closed loop: top stage {measured.unit_rate:.1f}/s, stage 0 {measured.stage0_rate:.0f}/s")
+
+    def good_share(rate: float) -> float:
+        job = Job(PRODUCT, PROBE, folder / "probes")
+        job.folder.mkdir(exist_ok=True)
+        console.print(f"stage 0 at {rate:.0f}/s in an open loop")
+        play(spec, seed, 1.0, job, server, replace(measured, unit_rate=rate), seconds=PROBE_S)
+        if not job.record.is_file():
+            return 0.0
+        recording = Recording.load(job.record)
+        steady = recording.phase == recording.arrivals.phases.index("steady")
+        server.wait_until_idle()
+        return float(recording.on_time[steady].mean())
+
+    rate = knee(good_share, measured.stage0_rate)
+    first = next(iter(measured.rows_per_s))
+    measured = replace(measured, stage0_rate=rate, rows_per_s={**measured.rows_per_s, first: rate})
     console.print(f"top stage {measured.unit_rate:.1f} requests/s, stage 0 {measured.stage0_rate:.0f} requests/s")
     if not measured.saturated:
         console.print("[yellow]the top stage was never full while it was measured: its capacity is an estimate[/yellow]")
@@ -145,7 +168,9 @@ def gauge(ladder: Ladder, scale: float, folder: Path, server: Server) -> Measure
     return measured
 
 
-def play(spec: Path, seed: int, scale: float, job: Job, server: Server, measured: Measured) -> int:
+def play(
+    spec: Path, seed: int, scale: float, job: Job, server: Server, measured: Measured, seconds: float | None = None
+) -> int:
     """Let Locust carry one run out; its exit code. What the server's processes used goes into the recording."""
     command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "locustfile.py")]
     command += ["--headless", "--only-summary"]
@@ -160,6 +185,8 @@ def play(spec: Path, seed: int, scale: float, job: Job, server: Server, measured
         "seconds-scale": scale,
         "system": job.system,
     }
+    if seconds is not None:
+        options["seconds"] = seconds
     command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     job.record.unlink(missing_ok=True)
     before = server.cpu_s()
@@ -170,10 +197,20 @@ def play(spec: Path, seed: int, scale: float, job: Job, server: Server, measured
     return code
 
 
+def _go_first() -> None:
+    """A generator that waits for the CPU sends late, and measures itself; what it takes it takes from the server."""
+    with suppress(OSError):
+        os.nice(GENERATOR_NICE)
+        # Where Linux groups tasks by session, a process's own niceness counts only within its group.
+        Path("/proc/self/autogroup").write_text(str(GENERATOR_NICE), encoding="ascii")
+
+
 def _wait_for(command: list[str], log: Path) -> int:
     """Run a process in a group of its own; the group goes when this one is interrupted."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_go_first
+        )
     try:
         return process.wait()
     finally:

@@ -309,7 +309,7 @@ _ALL = (
         _tenants,
         (Asker(POLITE, tenant="polite"), Asker(FLOODING, tenant="flooding")),
     ),
-    Scenario("storm", "half as much again as stage 0 can do for 3 s, and whoever is turned away asks again", _storm, retries=3),
+    Scenario("storm", "half as much again as stage 0 can do for 3 s; who is turned away asks again", _storm, retries=3),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 SHORT_SET = tuple(
