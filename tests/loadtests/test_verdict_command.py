@@ -4,22 +4,53 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
+from cascade.calibration.artefact import ServiceProfile
+from cascade.calibration.fitting import fit
+from cascade.calibration.outcomes import OutcomeTable
 from cascade.errors import ConfigError
+from cascade.spec import Ladder
 from loadtests.tables import BEGIN
 from loadtests.verdict import Capacities, by_system, main
 from tests.loadtests.recorded import blank, good
 
-SPEC = Path(__file__).parents[2] / "deployments" / "loadtest" / "cascade.yaml"
-CAPACITIES = {"rows_per_s": {"linear": 2000, "tiny": 400, "panel": 40}, "stage0_rate": 500, "unit_rate": 40, "windows": []}
-STAGES = ("linear", "tiny", "panel")
+SHIPPED = Path(__file__).parents[2] / "deployments" / "fashion" / "cascade.yaml"
+CAPACITIES = {"rows_per_s": {"linear": 2000, "tiny": 400, "small": 40}, "stage0_rate": 500, "unit_rate": 40, "windows": []}
+STAGES = ("linear", "tiny", "small")
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """The three cheapest rungs of the shipped ladder with their outcomes: as many as the recordings have."""
+    folder, shipped = tmp_path_factory.mktemp("ladder"), Ladder.read(SHIPPED)
+    document = yaml.safe_load(SHIPPED.read_text())
+    document["stages"] = document["stages"][: len(STAGES)]
+    for stage in document["stages"]:
+        stage["model"]["weights"] = str(shipped.path(stage["model"]["weights"]))
+    path = folder / "cascade.yaml"
+    path.write_text(yaml.safe_dump(document))
+    ladder = Ladder.read(path)
+    ladder.table_path.parent.mkdir()
+    for name in ("outcomes.npz", "test-outcomes.npz"):
+        with np.load(shipped.table_path.with_name(name)) as archive:
+            arrays = {key: archive[key] for key in archive.files if "/" not in key or key.split("/")[1] in STAGES}
+        kept = arrays | {key: arrays[key][: len(STAGES)] for key in ("stages", "cost")}
+        np.savez(ladder.table_path.with_name(name), **kept)
+    profile = ServiceProfile.read(shipped.service_path)
+    profile.model_copy(update={"stages": profile.stages[: len(STAGES)]}).write(ladder.service_path)
+    table = OutcomeTable.read(ladder.table_path)
+    prices = ladder.spec.base_prices
+    fit(table, ladder.stage_digests(), ladder="fashion", split="calibration", prices=prices).write(ladder.calibration_path)
+    return path
 
 
 @pytest.fixture
-def judge(tmp_path):
+def judge(tmp_path, spec):
     app = typer.Typer()
     app.command()(main)
     capacity = tmp_path / "capacity.json"
@@ -29,7 +60,7 @@ def judge(tmp_path):
         paths = [tmp_path / f"{name}.npz" for name in recordings]
         for name, path in zip(recordings, paths, strict=True):
             good(name).save(path)
-        options = ["--spec", SPEC, "--capacity", capacity, "--no-simulation", *arguments]
+        options = ["--spec", spec, "--capacity", capacity, "--no-simulation", *arguments]
         return CliRunner().invoke(app, [str(each) for each in (*paths, *options)])
 
     return run
