@@ -16,7 +16,7 @@ from cascade.calibration.fitting import fit
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import confidence, log_probabilities
 from cascade.policy.gain import Curve
-from cascade.profiling import read_rows
+from cascade.rows import read_rows
 from cascade.spec import Ladder
 from cascade.wire.client import encode_request
 

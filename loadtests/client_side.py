@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.errors import ConfigError
+from cascade.rows import read_rows
 from cascade.spec import Ladder
 from cascade.wire.client import decode_answer, encode_request
-from cascade.wire.tensors import Datatype, TensorSpec
+from cascade.wire.tensors import TensorSpec
 from loadtests.record import ANSWERED
 from loadtests.scenarios import Asker
 
@@ -54,7 +53,8 @@ class Sheet:
         """
         ladder = Ladder.read(spec)
         path = ladder.path(ladder.spec.data.test) if data is None else data
-        inputs, labels = _read_rows(path, [field.tensor for field in ladder.spec.inputs])
+        arrays, labels = read_rows(ladder, path)
+        inputs = tuple((field.tensor, arrays[field.name]) for field in ladder.spec.inputs)
         return cls(
             ladder.spec.name,
             inputs,
@@ -134,25 +134,3 @@ def read_answer(status: int, headers: Mapping[str, str] | None, body: bytes | No
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         return Reading(NO_ANSWER, fault=f"an answer that cannot be read: {type(error).__name__}: {error}"[:120])
-
-
-def _read_rows(
-    path: Path, tensors: Sequence[TensorSpec]
-) -> tuple[tuple[tuple[TensorSpec, NDArray[Any]], ...], NDArray[np.int64]]:
-    """The rows of a data file; its finer points were checked when the ladder was profiled on it."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            labels = archive["labels"].astype(np.int64)
-            arrays = [archive[tensor.name] for tensor in tensors]
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise ConfigError(f"{path}: cannot be read as labelled rows: {error}") from error
-    inputs = []
-    for tensor, array in zip(tensors, arrays, strict=True):
-        if tensor.datatype is Datatype.BYTES:
-            # A file may not hold objects, so BYTES lie in it as fixed-width strings.
-            array = (np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array).astype(object)
-        if len(array) != len(labels) or array.shape[1:] != tensor.shape or not len(labels):
-            expected = f"[{len(labels)}, {', '.join(map(str, tensor.shape))}]"
-            raise ConfigError(f"{path}: {tensor.name!r} must be {expected} beside as many labels, got {list(array.shape)}")
-        inputs.append((tensor, array))
-    return tuple(inputs), labels

@@ -43,7 +43,7 @@ from cascade.calibration.artefact import StageService
 from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.errors import CascadeError, ConfigError
-from cascade.profiling import read_rows
+from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
 from cascade.wire.client import encode_request
 

@@ -6,7 +6,8 @@ import yaml
 from ladders import CLASSES, FEATURES, write_ladder
 
 from cascade.errors import ConfigError, SpecError
-from cascade.profiling import load_network, profile, read_rows
+from cascade.profiling import load_network, profile
+from cascade.rows import read_rows
 from cascade.spec import Ladder
 
 

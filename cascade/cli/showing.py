@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cascade.cli.console import console, progress_bar
 from cascade.errors import CascadeError
-from cascade.profiling import read_rows
+from cascade.rows import read_rows
 from cascade.spec import Ladder
 from cascade.wire.client import decode_answer, encode_request
 

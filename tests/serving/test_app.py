@@ -14,7 +14,8 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from cascade.assembly import Artefacts, read_artefacts, stage_configs
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.models.stage import StageResult
-from cascade.profiling import load_network, read_rows
+from cascade.profiling import load_network
+from cascade.rows import read_rows
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import FAST_PATH, apply_local, slow_path_warning
 from cascade.serving.local import cpus_needed, require_free
