@@ -119,10 +119,15 @@ def show_settings(points: Sequence[dict[str, Any]], console: Console) -> None:
 
 def write_section(document: dict[str, Any], path: Path) -> None:
     """Put the tables between their markers in a Markdown file, which is made if there is none."""
+    replace_section(path, BEGIN, END, _markdown(document))
+
+
+def replace_section(path: Path, begin: str, end: str, content: str) -> None:
+    """Put text between its markers in a Markdown file: in the place of what stands there, else at the end."""
     text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    section = f"{BEGIN}\n{_markdown(document)}\n{END}"
-    if BEGIN in text:
-        text = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: section, text, flags=re.DOTALL)
+    section = f"{begin}\n{content}\n{end}"
+    if begin in text:
+        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: section, text, flags=re.DOTALL)
     else:
         text = f"{text.rstrip()}\n\n{section}\n"
     path.write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 A line a phase with what the simulator predicts beside it, a line a comparison, a line a clause.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.tables import replace_section
 from loadtests.evidence import Clause, Run
 from loadtests.judge import EXPLAIN, Verdict
 from loadtests.phases import PhaseFigures
@@ -54,13 +54,7 @@ def show(verdict: Verdict, console: Console) -> None:
 
 def write_section(verdict: Verdict, path: Path) -> None:
     """Put the tables between their markers in a Markdown file, which is made if there is none."""
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
-    section = f"{BEGIN}\n{markdown(verdict)}\n{END}"
-    if BEGIN in text:
-        text = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: section, text, flags=re.DOTALL)
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    path.write_text(text, encoding="utf-8")
+    replace_section(path, BEGIN, END, markdown(verdict))
 
 
 def markdown(verdict: Verdict) -> str:

@@ -19,10 +19,8 @@ from cascade.calibration.deployment import Deployment
 from cascade.calibration.fluid import Fluid, OperatingPoint, by_column, floor, unloaded_prices
 from cascade.calibration.judged import JudgedTable
 from cascade.errors import ConfigError
+from cascade.policy.market import RHO
 
-RHO = 1.1
-"""Part of the capacity that prices are made for: a little more than there is, since the queue, which is ordered by gain,
-then always has something to choose from and answers the excess at once."""
 GRID_STEP = 1.08
 """Ratio of neighbouring rates. Smaller than `RHO`: prices for the next higher rate still ask for more than fits."""
 LEAST_SHARE, MOST_SHARE = 0.5, 1.3

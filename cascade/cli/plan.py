@@ -15,10 +15,11 @@ from cascade.calibration.deployment import Deployment, StageInputs
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.calibration.plan import RHO, Plan, PlanPoint, PlanSources, make_plan
+from cascade.calibration.plan import Plan, PlanPoint, PlanSources, make_plan
 from cascade.calibration.replicas import Suggestion, best_within, budget_units, cheapest
 from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
+from cascade.policy.market import RHO
 from cascade.report.plan import plan_figure
 from cascade.report.style import save
 from cascade.spec import Ladder

@@ -11,6 +11,9 @@ from math import exp, expm1
 from cascade.policy.request import ExitReason
 from cascade.policy.stats import Counts
 
+RATE_TAU_S = 0.5
+"""Memory of an arrival rate that prices follow."""
+
 
 class RateMeter:
     """Exponentially weighted arrival rate, exact for arrivals and readings at any instants.
@@ -27,7 +30,7 @@ class RateMeter:
         tau_s: time constant: about the last two of them count.
     """
 
-    def __init__(self, now: float, tau_s: float = 0.5) -> None:
+    def __init__(self, now: float, tau_s: float = RATE_TAU_S) -> None:
         self._tau_s = tau_s
         self._started_s = now
         self._updated_s = now

@@ -29,10 +29,6 @@ from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
 
-PRICES_LAST_S = 5.0
-"""Prices that the slow loop has not renewed for so long are forgotten: at base prices the queues alone do nearly as well,
-while prices of a peak that is over would spare idle stages the work."""
-
 
 class _Message:
     """The rows of one client message: its inputs, and the answers so far."""
@@ -195,8 +191,7 @@ class Router:
     def _pump(self) -> None:
         self._pumping = False
         now = self._clock()
-        if now > self.slow_loop.at_s + PRICES_LAST_S:
-            self.policy.set_prices([0.0] * len(self._stages))
+        self.slow_loop.forget_stale(now)
         self._carry_out(self.policy.dispatch(now))
         self._arm_timer()
 

@@ -22,8 +22,9 @@ logger = logging.getLogger("cascade.router")
 
 PERIOD_S = 0.5
 """Time between rounds. Up to 2 s is harmless, since prices only spare rows a queue that they would leave unserved."""
-RATE_TAU_S = 0.5
-"""Memory of the estimated arrival rate."""
+PRICES_LAST_S = 5.0
+"""Prices that the slow loop has not renewed for so long are forgotten: at base prices the queues alone do nearly as well,
+while prices of a peak that is over would spare idle stages the work."""
 QUIET_RATE = 1.0
 """Rows a second below which a router does not call itself loaded: the estimate of so few is mostly noise."""
 
@@ -91,8 +92,7 @@ class SlowLoop:
         self._places = places = tuple(control.places)
         self._carry_out = carry_out
         self._certificate = control.certificate
-        self._meters = [RateMeter(now, RATE_TAU_S) for _ in self._classes]
-        self._slots = [place.slots(place.replicas) for place in places]
+        self._meters = [RateMeter(now) for _ in self._classes]
         self.replicas = [place.replicas for place in places]
         self.clearing: Clearing | None = None
         self.at_s = now
@@ -103,6 +103,11 @@ class SlowLoop:
     def arrived(self, now: float, priority: int, rows: int) -> None:
         """Rows came to the door, whether they were let in or not."""
         self._meters[min(priority, len(self._meters)) - 1].add(now, rows)
+
+    def forget_stale(self, now: float) -> None:
+        """Go back to base prices where nobody has set any for `PRICES_LAST_S`."""
+        if now > self.at_s + PRICES_LAST_S and self._policy.prices != self._base_prices:
+            self._policy.set_prices(self._base_prices)
 
     def rate(self, now: float) -> float:
         """Estimated rows a second that come to the door."""
@@ -123,7 +128,7 @@ class SlowLoop:
         Args:
             early: share of the rows answered lately that left earlier than prices say.
         """
-        if self._certificate is None or 0 in self._slots:
+        if self._certificate is None or not all(capacity.slots for capacity in self._policy.capacities):
             return None
         # A class of a small weight sees more of a surcharge: none has walked at higher prices than these.
         base, prices = self._base_prices, self._policy.prices
@@ -167,9 +172,11 @@ class SlowLoop:
             Group(meter.at(now), config.weight, config.cap)
             for meter, config in zip(self._meters, self._classes, strict=True)
         ]
-        rows_per_s = [self.rows_per_s(stage) if self._slots[stage] else 0.0 for stage in range(len(self._places))]
+        rows_per_s = [
+            self.rows_per_s(stage) if capacity.slots else 0.0 for stage, capacity in enumerate(self._policy.capacities)
+        ]
         self.clearing = clearing = self._market.clear(groups, rows_per_s)
-        self._least_weight = min(1.0, *(group.weight for group in groups if group.rate > 0), 1.0)
+        self._least_weight = min([1.0, *(group.weight for group in groups if group.rate > 0)])
         if sum(group.rate for group in groups) < QUIET_RATE:
             self._policy.set_prices([0.0] * len(rows_per_s))
             return
@@ -189,6 +196,5 @@ class SlowLoop:
         logger.info("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
         self.replicas[stage] = count
         slots = self._places[stage].slots(count) if count else 0
-        if slots != self._slots[stage]:
-            self._slots[stage] = slots
+        if slots != self._policy.capacities[stage].slots:
             self._carry_out(self._policy.set_slots(stage, slots))

@@ -11,7 +11,7 @@ Not simulated: the router's own CPU time, the client's network. Several routers 
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from math import exp, expm1, inf
+from math import inf
 from typing import Protocol
 
 import numpy as np
@@ -22,15 +22,13 @@ from cascade.calibration.judged import JudgedTable
 from cascade.errors import ConfigError
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Reply, Run, Shed
 from cascade.policy.gain import Judgement
+from cascade.policy.meter import RateMeter
 from cascade.policy.request import Request
 from cascade.policy.walk import Walk
 from cascade.simulation.clients import Clients, Mix
 from cascade.simulation.cluster import Call, Cluster, Pass
 from cascade.simulation.record import REASONS, Ending, Record
 from cascade.simulation.workload import Arrivals
-
-RATE_TAU_S = 0.5
-"""Memory of the rate estimate that planners are told."""
 
 
 class Driven(Protocol):
@@ -355,29 +353,23 @@ class _Evidence:
 
 
 class _Planning:
-    """The event that calls a planner, again and again while requests come.
-
-    The rate estimate is exponentially weighted: sum over past arrivals of exp(-age / tau) / tau, divided by what it would
-    be for a constant rate of 1 since the beginning, so that it is unbiased from the first plan on.
-    """
+    """The event that calls a planner, again and again while requests come."""
 
     def __init__(self, run: _Run, arrivals: Arrivals, planner: Planner, period_s: float) -> None:
         self._run = run
         self._arrivals = arrivals
         self._planner = planner
         self._period_s = period_s
-        self._weight = 0.0
+        self._meter = RateMeter(0.0)
         self._counted = 0
-        self._last_s = 0.0
 
     def __call__(self, now: float) -> list[Command]:
         """Plan, and come back."""
         until = int(np.searchsorted(self._arrivals.instants, now, side="right"))
-        fresh = self._arrivals.instants[self._counted : until]
-        self._weight *= exp((self._last_s - now) / RATE_TAU_S)
-        self._weight += float(np.exp((fresh - now) / RATE_TAU_S).sum()) / RATE_TAU_S
-        self._counted, self._last_s = until, now
-        self._run.plan(now, self._planner, self._weight / -expm1(-now / RATE_TAU_S))
+        for instant in self._arrivals.instants[self._counted : until].tolist():
+            self._meter.add(instant)
+        self._counted = until
+        self._run.plan(now, self._planner, self._meter.at(now))
         if now + self._period_s < self._arrivals.seconds:
             self._run.at(now + self._period_s, self)
         return []

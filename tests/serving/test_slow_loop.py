@@ -11,8 +11,8 @@ from cascade.policy.classes import ClassConfig
 from cascade.policy.commands import Command
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy
-from cascade.serving.router import PRICES_LAST_S, Router
-from cascade.serving.slow_loop import PERIOD_S, Control, SlowLoop, StagePlaces
+from cascade.serving.router import Router
+from cascade.serving.slow_loop import PERIOD_S, PRICES_LAST_S, Control, SlowLoop, StagePlaces
 
 STAGES = 3
 BASE = 0.01
