@@ -16,6 +16,9 @@ import typer
 
 from cascade.serving.environment import apply_local
 
+THROUGH_SERVE = ("top",)
+"""Those that clients reach through Serve; the others listen themselves, as the product does."""
+
 
 def main(
     name: Annotated[Literal["static", "top"], typer.Argument(help="Which baseline.")],
@@ -23,11 +26,12 @@ def main(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
     """Serve a baseline on this machine, in the foreground; Ctrl-C stops it."""
-    apply_local(os.environ)
+    through_serve = name in THROUGH_SERVE
+    apply_local(os.environ, through_serve=through_serve)
     from cascade.serving.local import running
     from loadtests.baselines import BUILDERS
 
-    with running(spec, port=port, build=BUILDERS[name]):
+    with running(spec, port=port, build=BUILDERS[name], through_serve=through_serve):
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())

@@ -5,7 +5,7 @@
 
 *static* is the product with another policy: same routes, router, stages and calibration, fixed thresholds
 (`loadtests.static`). *top* is what one writes when accuracy is all: one Serve deployment of the dearest network, with
-`@serve.batch` for throughput and Serve's own back-pressure against overload, on the same fast path through HAProxy.
+`@serve.batch` for throughput and Serve's own back-pressure against overload, on Serve's fast path through HAProxy.
 
 No ``from __future__ import annotations`` here: Serve reads the builders' annotations at run time.
 """
@@ -46,7 +46,7 @@ def build_static(args: AppArgs) -> serve.Application:
     Raises:
         ConfigError: as for `cascade.serving.app.build`.
     """
-    return application(Ladder.read(args.spec), static_policy)
+    return application(args, static_policy)
 
 
 def build_top(args: AppArgs) -> serve.Application:

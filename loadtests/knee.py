@@ -18,6 +18,8 @@ GOOD = 0.99
 def knee(good_share: Callable[[float], float], closed_loop_rate: float) -> float:
     """The highest rate tried at which nearly everything was answered on time; by bisection.
 
+    A rate is too high when it was so twice: whatever else disturbs a machine can only make it look worse than it is.
+
     Args:
         good_share: offers a rate, requests/s; the share of the requests answered on time.
         closed_loop_rate: what a closed loop measured, requests/s.
@@ -28,7 +30,7 @@ def knee(good_share: Callable[[float], float], closed_loop_rate: float) -> float
     low, high = closed_loop_rate / SPAN, closed_loop_rate
     for _ in range(PROBES):
         rate = sqrt(low * high)
-        if good_share(rate) >= GOOD:
+        if good_share(rate) >= GOOD or good_share(rate) >= GOOD:
             low = rate
         else:
             high = rate

@@ -47,6 +47,21 @@ class Scores(nn.Module):
         return self.sharpness * x @ self.weight.T
 
 
+class Laborious(Scores):
+    """The same scores, after so many products of square matrices: a stage that a test can keep busy."""
+
+    def __init__(self, sharpness: float = 4.0, products: int = 10, size: int = 512) -> None:
+        super().__init__(sharpness)
+        self.products = products
+        self.register_buffer("ballast", torch.eye(size), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ballast = self.ballast
+        for _ in range(self.products):
+            ballast = ballast @ self.ballast
+        return super().forward(x) * ballast[0, 0]
+
+
 def write_ladder(folder: Path, rows: int = 600) -> Path:
     """Write a ladder of three networks, its weights and its rows; returns the path of its spec."""
     random = np.random.default_rng(5)

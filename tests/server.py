@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,7 @@ STOP_LIMIT_S = 90
 
 
 class ServerProcess:
-    """``cascade serve SPEC``, on a free port unless one is given.
+    """``cascade serve SPEC OPTIONS``, on a free port unless one is given.
 
     Attributes:
         port: where it listens.
@@ -29,11 +29,11 @@ class ServerProcess:
         process: the command.
     """
 
-    def __init__(self, spec: Path, log: Path, port: int | None = None) -> None:
+    def __init__(self, spec: Path, log: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port)]
+        command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port), *options]
         with log.open("wb") as output:
             # As from a fresh shell: each server chooses HAProxy's ports for itself.
             environment = {name: value for name, value in os.environ.items() if name not in HAPROXY_PORTS}
@@ -84,9 +84,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def served(spec: Path, log: Path) -> Iterator[ServerProcess]:
+def served(spec: Path, log: Path, options: Sequence[str] = ()) -> Iterator[ServerProcess]:
     """A server for as long as the context lasts."""
-    server = ServerProcess(spec, log)
+    server = ServerProcess(spec, log, options=options)
     try:
         server.wait_until_ready()
         yield server

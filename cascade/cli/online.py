@@ -21,6 +21,9 @@ from cascade.spec import Ladder
 SpecPath = Annotated[Path, typer.Argument(help="The ladder's cascade.yaml.", show_default=False)]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+ThroughServe = Annotated[
+    bool, typer.Option("--through-serve", help="Let Serve listen, with HAProxy as on a cluster, instead of the routers.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the logs of Ray and of the replicas.")]
 
 
@@ -30,9 +33,15 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-def serve(spec: SpecPath, host: Host = "127.0.0.1", port: Port = 8000, verbose: Verbose = False) -> None:
+def serve(
+    spec: SpecPath,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    verbose: Verbose = False,
+    through_serve: ThroughServe = False,
+) -> None:
     """Serve a ladder on this machine, in the foreground; Ctrl-C stops it."""
-    with usage_errors(), started(spec, host, port, verbose) as (ladder, url):
+    with usage_errors(), started(spec, host, port, verbose, through_serve) as (ladder, url):
         stop = stop_on_signals()
         console.print(f"  curl {url}/v2/models/{ladder.spec.name}", highlight=False)
         console.print("Ctrl-C stops it")
@@ -54,16 +63,16 @@ def demo(
 
 
 @contextmanager
-def started(spec: Path, host: str, port: int, verbose: bool) -> Iterator[tuple[Ladder, str]]:
+def started(spec: Path, host: str, port: int, verbose: bool, through_serve: bool = False) -> Iterator[tuple[Ladder, str]]:
     """A running server, and what a person wants to see while it starts and stops."""
-    apply_local(os.environ)
+    apply_local(os.environ, through_serve=through_serve)
     ladder = Ladder.read(spec)
     began = time.perf_counter()
     with ExitStack() as stack:
         with errors.status(f"starting Ray and {len(ladder.spec.stages)} stages"):
             from cascade.serving.local import running
 
-            url = stack.enter_context(running(spec, host=host, port=port, verbose=verbose))
+            url = stack.enter_context(running(spec, host=host, port=port, verbose=verbose, through_serve=through_serve))
         console.print(f"[green]serving[/green] {ladder.spec.name} at {url} after {time.perf_counter() - began:.1f} s")
         try:
             yield ladder, url

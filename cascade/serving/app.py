@@ -31,6 +31,7 @@ from cascade.serving import replicas
 from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
+from cascade.serving.front_door import Address
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import Router
 from cascade.serving.slow_loop import Control, StagePlaces
@@ -70,6 +71,9 @@ class AppArgs(BaseModel):
 
     spec: str
     """Path of the cascade spec, absolute or relative to the folder in which Ray was started; the same on every node."""
+    listen: str | None = None
+    """``host:port`` on which every router takes requests itself, at a fraction of the CPU of Serve's own way in, which stays
+    open where Serve has it. Routers on one node share the port. None for Serve's way alone."""
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -83,20 +87,21 @@ def build(args: AppArgs) -> serve.Application:
         ConfigError: an artefact is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
-    return application(Ladder.read(args.spec))
+    return application(args)
 
 
-def application(ladder: Ladder, make_policy: MakePolicy = build_policy) -> serve.Application:
+def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.Application:
     """Bind the deployments of a ladder.
 
     Args:
-        ladder: the ladder.
+        args: where the spec is, and where to listen.
         make_policy: makes each router's policy, from the spec, the profile, a seed and the certificate; another than the
             usual one to compare it with.
 
     Raises:
         ConfigError: see `build`.
     """
+    ladder, listen = Ladder.read(args.spec), None if args.listen is None else Address.parse(args.listen)
     artefacts = Artefacts.read(ladder)
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
@@ -113,7 +118,7 @@ def application(ladder: Ladder, make_policy: MakePolicy = build_policy) -> serve
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
-    return router.bind(ladder, artefacts, handles, make_policy)
+    return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
 def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
@@ -142,6 +147,7 @@ class RouterReplica:
         artefacts: what it needs beside the spec, already checked.
         handles: handle of each stage, None for one that runs here.
         make_policy: see `application`.
+        listen: where to take requests beside Serve's own way in; None for nowhere.
     """
 
     def __init__(
@@ -150,6 +156,7 @@ class RouterReplica:
         artefacts: Artefacts,
         handles: list[DeploymentHandle[StageReplica] | None],
         make_policy: MakePolicy = build_policy,
+        listen: Address | None = None,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
         for index, handle in enumerate(handles):
@@ -159,16 +166,17 @@ class RouterReplica:
         self._stages = stages
         gc.set_threshold(*GC_THRESHOLDS)
         self._make_policy = make_policy
+        self._listen = listen
         self._router: Router | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
-        warning = slow_path_warning(os.environ)
+        warning = slow_path_warning(os.environ, listens=listen is not None)
         if warning is not None:
             logger.warning(warning)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
-        return Ingress(self._ladder, self._make_router)
+        return Ingress(self._ladder, self._make_router, self._listen)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""
@@ -247,6 +255,6 @@ def build_router(
     return router
 
 
-def spec_argument(path: str | Path) -> AppArgs:
+def spec_argument(path: str | Path, listen: str | None = None) -> AppArgs:
     """Arguments for a spec on this machine."""
-    return AppArgs(spec=str(Path(path).resolve()))
+    return AppArgs(spec=str(Path(path).resolve()), listen=listen)

@@ -8,10 +8,13 @@ import secrets
 import socket
 from collections.abc import Mapping, MutableMapping
 
-FAST_PATH: dict[str, str] = {
+CALLS: dict[str, str] = {
     # Router and user code share one event loop, handle calls travel by gRPC, request logs are buffered.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Clients speak through HAProxy to the router's own HTTP port, past Serve's Python proxy.
+}
+FAST_PATH: dict[str, str] = CALLS | {
+    # Clients speak through HAProxy to the router's HTTP port, past Serve's Python proxy. Of no use to a router that listens
+    # itself.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
 }
 
@@ -37,9 +40,14 @@ def free_port() -> int:
     return port
 
 
-def apply_local(environ: MutableMapping[str, str]) -> None:
-    """Set what a server on this machine wants, where the operator has not: fast path, quick stop, a token of its own."""
-    for name, value in (FAST_PATH | ONE_MACHINE).items():
+def apply_local(environ: MutableMapping[str, str], *, through_serve: bool = False) -> None:
+    """Set what a server on this machine wants, where the operator has not: fast path, quick stop, a token of its own.
+
+    Args:
+        environ: the environment to change.
+        through_serve: whether clients come in through Serve, and not to routers that listen themselves.
+    """
+    for name, value in ((FAST_PATH if through_serve else CALLS) | ONE_MACHINE).items():
         environ.setdefault(name, value)
     for name in HAPROXY_PORTS:
         # Serve's defaults are fixed ports, which a second server on the machine, or one that is just stopping, holds.
@@ -50,9 +58,14 @@ def apply_local(environ: MutableMapping[str, str]) -> None:
         environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def slow_path_warning(environ: Mapping[str, str]) -> str | None:
-    """What to tell an operator whose Ray was started without the fast path; None if it was."""
-    missing = [name for name, value in FAST_PATH.items() if environ.get(name) != value]
+def slow_path_warning(environ: Mapping[str, str], *, listens: bool = False) -> str | None:
+    """What to tell an operator whose Ray was started without the fast path; None if it was.
+
+    Args:
+        environ: the environment of a replica.
+        listens: whether routers listen themselves.
+    """
+    missing = [name for name, value in (CALLS if listens else FAST_PATH).items() if environ.get(name) != value]
     if not missing:
         return None
     return (

@@ -7,16 +7,16 @@ routes and codecs from `cascade.wire`, and the router as something that answers 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from functools import lru_cache
 from math import inf
-from typing import Any
 
 import numpy as np
 
 from cascade import __version__
 from cascade.errors import CascadeError, NotReady, Overloaded, PayloadTooLarge, UnknownModel
 from cascade.policy.request import Answer, ExitReason
+from cascade.serving.front_door import Address, FrontDoor, Message, Receive, Send
 from cascade.serving.router import Router
 from cascade.spec import Ladder
 from cascade.wire import metadata
@@ -37,10 +37,6 @@ from cascade.wire.routes import Route, RouteKind, parse_route
 from cascade.wire.tensors import Array, Datatype, TensorSpec
 
 logger = logging.getLogger("cascade.ingress")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 PLATFORM = "cascade_ladder"
 WORST_FIRST = (
@@ -65,12 +61,14 @@ class Ingress:
     Args:
         ladder: the ladder.
         make_router: makes the router; called in the event loop that will run it, at ASGI start-up.
+        listen: where to take requests beside the server that runs this application; None for nowhere.
     """
 
-    def __init__(self, ladder: Ladder, make_router: Callable[[], Router]) -> None:
+    def __init__(self, ladder: Ladder, make_router: Callable[[], Router], listen: Address | None = None) -> None:
         spec = ladder.spec
         self._spec = spec
         self._make_router = make_router
+        self._front_door = None if listen is None else FrontDoor(self, listen, spec.deadline.default_s + 1)
         self._router: Router | None = None
         self._signature = signature_of(ladder)
         self._limits = Limits(max_rows=spec.limits.max_rows, priorities=spec.admission.priorities)
@@ -122,8 +120,12 @@ class Ingress:
             if message["type"] == "lifespan.startup":
                 self._router = self._make_router()
                 self._router.start()
+                if self._front_door is not None:
+                    await self._front_door.open()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
+                if self._front_door is not None:
+                    await self._front_door.close()
                 if self._router is not None:
                     await self._router.close()
                 await send({"type": "lifespan.shutdown.complete"})

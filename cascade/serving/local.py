@@ -30,6 +30,7 @@ def running(
     port: int = 8000,
     verbose: bool = False,
     build: Callable[[AppArgs], serve.Application] = build,
+    through_serve: bool = False,
 ) -> Iterator[str]:
     """Serve a ladder on this machine for as long as the context lasts.
 
@@ -39,6 +40,7 @@ def running(
         port: port to listen on.
         verbose: whether to show the logs of the replicas.
         build: builds the application.
+        through_serve: whether Serve listens there, with its proxy; else the routers do.
 
     Yields:
         The URL of the server, which answers.
@@ -46,7 +48,7 @@ def running(
     Raises:
         ConfigError: the spec or an artefact is wrong, or the port is taken.
     """
-    application = build(spec_argument(spec_path))
+    application = build(spec_argument(spec_path, None if through_serve else f"{bracketed(host)}:{port}"))
     require_free(host, port)
     needed = cpus_needed(Ladder.read(spec_path).spec)
     if not verbose:
@@ -61,9 +63,12 @@ def running(
             configure_logging=verbose,
             log_to_driver=verbose,
         )
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        if through_serve:
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        else:
+            serve.start(proxy_location="Disabled")
         serve.run(application, name="cascade", route_prefix="/")
-        yield f"http://{host}:{port}"
+        yield f"http://{bracketed(host)}:{port}"
     finally:
         # Serve's controller is killed in the middle of its last call, which Ray reports at length as a failed task.
         with ExitStack() as silence:
@@ -81,12 +86,17 @@ def require_free(host: str, port: int) -> None:
     Raises:
         ConfigError: it could not.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address gets its brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def cpus_needed(spec: CascadeSpec) -> int:

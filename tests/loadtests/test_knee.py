@@ -16,7 +16,17 @@ def test_the_knee_is_found_from_below(limit):
     found = knee(good_share, 400.0)
     assert found <= limit
     assert found * SPAN ** (1 / 2 ** (PROBES - 1)) > limit
-    assert len(tried) == PROBES
+    assert len(set(tried)) == PROBES
+
+
+def test_a_rate_that_was_disturbed_once_is_tried_again():
+    tried = []
+
+    def good_share(rate: float) -> float:
+        tried.append(rate)
+        return 1.0 if len(tried) != 3 and rate <= 150.0 else 0.9
+
+    assert knee(good_share, 400.0) == knee(lambda rate: 1.0 if rate <= 150.0 else 0.9, 400.0)
 
 
 def test_a_server_that_is_never_good_gets_the_lowest_rate():

@@ -17,7 +17,7 @@ from cascade.models.stage import StageResult
 from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
-from cascade.serving.environment import FAST_PATH, apply_local, slow_path_warning
+from cascade.serving.environment import CALLS, FAST_PATH, apply_local, slow_path_warning
 from cascade.serving.local import cpus_needed, require_free
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
@@ -62,7 +62,8 @@ def test_serve_builds_the_application_from_plain_arguments(calibrated):
 
 def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(calibrated):
     router = build(AppArgs(spec=str(calibrated)))._bound_deployment
-    ladder, artefacts, handles, _ = router.init_args
+    ladder, artefacts, handles, _, listen = router.init_args
+    assert listen is None
     assert ladder.spec.name == "colours"
     assert [s.name for s in artefacts.calibration.stages] == [s.name for s in artefacts.profile.stages]
     assert artefacts.market is not None
@@ -70,6 +71,13 @@ def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(ca
     deployments = [handle._bound_deployment for handle in handles[1:]]
     assert [deployment.name for deployment in deployments] == ["fair", "fine"]
     assert [deployment.init_args[1] for deployment in deployments] == [1, 2]
+
+
+def test_routers_listen_where_the_arguments_say(calibrated):
+    router = build(AppArgs(spec=str(calibrated), listen="127.0.0.1:8080"))._bound_deployment
+    assert router.init_args[-1] == ("127.0.0.1", 8080)
+    with pytest.raises(ConfigError, match="host:port"):
+        build(AppArgs(spec=str(calibrated), listen="8080"))
 
 
 def test_a_deployment_gets_what_its_stage_asks_for(calibrated_copy):
@@ -228,11 +236,19 @@ async def test_a_stage_in_a_thread_answers_as_one_in_the_event_loop(calibrated_l
 def test_a_server_on_this_machine_sets_what_the_operator_has_not_set():
     first, second = FAST_PATH
     environ = {first: "0", "OTHER": "x"}
-    apply_local(environ)
+    apply_local(environ, through_serve=True)
     assert (environ[first], environ[second], environ["OTHER"]) == ("0", FAST_PATH[second], "x")
     again = dict(environ)
-    apply_local(again)
+    apply_local(again, through_serve=True)
     assert again == environ
+
+
+def test_a_server_whose_routers_listen_has_no_use_for_a_proxy():
+    environ = {}
+    apply_local(environ)
+    assert {name: environ.get(name) for name in FAST_PATH} == dict.fromkeys(FAST_PATH) | CALLS
+    assert slow_path_warning(environ, listens=True) is None
+    assert slow_path_warning(environ) is not None
 
 
 def test_a_server_on_this_machine_gets_a_token_of_its_own_unless_the_operator_chose():

@@ -15,7 +15,7 @@ import pytest
 
 from cascade.spec import Ladder
 from cascade.wire.client import decode_answer, encode_request
-from tests.server import ROOT, ServerProcess
+from tests.server import ROOT, ServerProcess, served
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -105,6 +105,14 @@ def test_a_second_server_on_the_same_port_is_refused_with_a_sentence(server: Ser
     assert second.process.wait(60) == 2
     assert f"cannot listen on 127.0.0.1:{server.port}" in second.output()
     assert "Traceback" not in second.output()
+
+
+def test_serve_and_its_proxy_may_listen_instead_of_the_routers(images: np.ndarray, tmp_path: Path) -> None:
+    with served(FASHION, tmp_path / "log", ["--through-serve"]) as other:
+        assert any("haproxy" in process.name() for process in other.family())
+        status, parameters = ask(other, images[:64])
+    assert status == 200
+    assert parameters["cascade_stage"]
 
 
 def test_ctrl_c_stops_everything_that_was_started(server: ServerProcess) -> None:

@@ -1,0 +1,219 @@
+"""The router's own HTTP server: clients reach the process that decides without a proxy and without Serve's request wrapper.
+
+Knows sockets, uvicorn and ASGI; nothing of routes, tensors or policies. Serve's own way in (HAProxy, then a wrapper around
+every request) costs more CPU than the request itself, see docs/decisions/0015-routers-listen-themselves.md. What Serve does
+for a request there and clients rely on is done here: a request id, and the end of a request whose client has left.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from cascade.errors import ConfigError
+
+logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+WATCH_AFTER_S = 0.02
+"""Requests are looked through this often, and one that was there the last time has its client watched from then on. A task,
+or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
+KEEP_ALIVE_S = 90.0
+"""Idle connections are closed after this, as by Serve's proxies."""
+MAX_ID_BYTES = 200
+"""A longer request id is replaced."""
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Read ``host:port``; an IPv6 host stands in brackets.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+            raise ConfigError(f"an address to listen on must be host:port, such as 0.0.0.0:8080, got {text!r}")
+        return cls(host, int(port))
+
+    def bind(self) -> socket.socket:
+        """A socket that is bound there, beside those of other routers on this machine: the kernel spreads connections.
+
+        Raises:
+            ConfigError: somebody else listens there, or the host is not this machine's.
+        """
+        listening = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            listening.bind(self)
+        except OSError as error:
+            listening.close()
+            raise ConfigError(f"cannot listen on {self.host}:{self.port}: {error.strerror}") from error
+        return listening
+
+
+class FrontDoor:
+    """An HTTP server in the running event loop, from `open` to `close`.
+
+    Args:
+        app: the ASGI application behind it.
+        address: where to listen.
+        patience_s: how long `close` waits for requests that are under way.
+    """
+
+    def __init__(self, app: App, address: Address, patience_s: float) -> None:
+        self._address = address
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                Watched(app),
+                interface="asgi3",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=int(KEEP_ALIVE_S),
+                timeout_graceful_shutdown=int(-(-patience_s // 1)),
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        # uvicorn says through the log of every request that a client broke off or sent no HTTP: nothing to act on.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        listening = self._address.bind()
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listening]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0)
+        if self._serving.done():
+            self._serving.result()
+        logger.info(f"listening on {self._address.host}:{self._address.port}")
+
+    async def close(self) -> None:
+        """Stop accepting connections, let requests that are under way end, and close."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+class Watched:
+    """An ASGI application whose requests have an id, and end when their client leaves while they wait.
+
+    The id is the client's ``x-request-id`` or a new one; the application finds it among the request's headers, the client
+    among the answer's.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._visits: set[_Visit] = set()
+        self._seen: set[_Visit] = set()
+        self._look: asyncio.TimerHandle | None = None
+        self._prefix = secrets.token_hex(8).encode()
+        self._numbers = count(1)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one ASGI scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = _Visit(receive, send, self._request_id(scope["headers"]))
+        self._visits.add(visit)
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._look_through)
+        try:
+            await self._app(scope, visit.receive, visit.send)
+        except asyncio.CancelledError:
+            if not visit.left:
+                raise  # the server is closing
+            visit.task.uncancel()
+        finally:
+            self._visits.remove(visit)
+            visit.end()
+
+    def _look_through(self) -> None:
+        for visit in self._visits & self._seen:
+            visit.watch()
+        self._seen = set(self._visits)
+        again = bool(self._visits)
+        self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._look_through) if again else None
+
+    def _request_id(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        for name, value in headers:
+            if name == b"x-request-id" and 0 < len(value) <= MAX_ID_BYTES:
+                return value
+        # Unique as far as 8 random bytes a process are, for a hundredth of the price of a UUID.
+        made = b"%b-%x" % (self._prefix, next(self._numbers))
+        headers.append((b"x-request-id", made))
+        return made
+
+
+class _Visit:
+    """One request, and whether its client is still there."""
+
+    __slots__ = ("_id", "_read", "_receive", "_send", "_watch", "left", "task")
+
+    def __init__(self, receive: Receive, send: Send, request_id: bytes) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "an ASGI server runs every request in a task"
+        self.task = task
+        self.left = False
+        self._receive = receive
+        self._send = send
+        self._id = request_id
+        self._read = False
+        self._watch: asyncio.Task[None] | None = None
+
+    async def receive(self) -> Message:
+        """The next part of the body."""
+        message = await self._receive()
+        self._read = not message.get("more_body")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of the answer on, the request's id in front."""
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", self._id)]
+        await self._send(message)
+
+    def watch(self) -> None:
+        """From now on notice when the client leaves; while its body is being read, that is noticed anyway."""
+        if self._read and self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._wait_for_end())
+
+    def end(self) -> None:
+        """Watch no more."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _wait_for_end(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.left = True
+            self.task.cancel()
