@@ -5,7 +5,7 @@ A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascade.policy.request import Answer
 from cascade.policy.walk import Walk
@@ -44,8 +44,7 @@ class Abandon:
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """Command: give this answer to the row's client."""
 
     tag: Any

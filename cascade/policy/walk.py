@@ -24,6 +24,8 @@ from cascade.policy.request import Answer, ExitReason, Request, Span
 class State(StrEnum):
     """Where a row is. The last five are outcomes: a row ends in exactly one of them."""
 
+    __hash__ = str.__hash__  # see `ExitReason`
+
     ARRIVED = "arrived"
     WAITING = "waiting"
     RUNNING = "running"
@@ -39,6 +41,8 @@ class State(StrEnum):
 
 class Event(StrEnum):
     """What can happen to a row."""
+
+    __hash__ = str.__hash__
 
     ADMIT = "admit"
     SHED = "shed"

@@ -15,6 +15,7 @@ import numpy as np
 
 from cascade import __version__
 from cascade.errors import CascadeError, NotReady, Overloaded, PayloadTooLarge, UnknownModel
+from cascade.policy.gain import Floats
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.front_door import Address, FrontDoor, Message, Receive, Send
 from cascade.serving.router import Router
@@ -39,7 +40,7 @@ from cascade.wire.tensors import Array, Datatype, TensorSpec
 logger = logging.getLogger("cascade.ingress")
 
 PLATFORM = "cascade_ladder"
-WORST_FIRST = (
+_WORST_FIRST = (
     ExitReason.FAILURE,
     ExitReason.DEADLINE,
     ExitReason.EVICTED,
@@ -48,6 +49,7 @@ WORST_FIRST = (
     ExitReason.LAST_STAGE,
     ExitReason.CONFIDENT,
 )
+RANK = {reason: rank for rank, reason in enumerate(_WORST_FIRST)}
 """Which reason a message of several rows reports: the one that an operator would most want to know of."""
 
 
@@ -168,28 +170,25 @@ class Ingress:
             tenant=request.tenant or facts.tenant or "",
         )
 
+        probabilities, worst = probabilities_of(answers), worst_of(answers)
         answer_body, answer_json_length = encode_response(
             self._spec.name,
             self._spec.version,
-            [(output.spec, self._output(output.spec, answers), output.binary) for output in request.outputs],
+            [(output.spec, self._output(output.spec, probabilities), output.binary) for output in request.outputs],
             request_id=request.id,
-            parameters=self._parameters(answers),
+            parameters=self._parameters(answers, worst),
         )
         answer_body, encoding = compress(answer_body, facts.accept_encoding)
         self._success_ns += time.perf_counter_ns() - started_ns
         self._last_inference_ms = time.time_ns() // 1_000_000
         return answer_headers(
-            len(answer_body), answer_json_length, self._provenance(answers), encoding, facts.wait_s
+            len(answer_body), answer_json_length, self._provenance(worst), encoding, facts.wait_s
         ), answer_body
 
-    def _output(self, spec: TensorSpec, answers: list[Answer]) -> Array:
-        if spec.name == "label":
-            labels = [int(answer.judgement.probabilities[answer.row].argmax()) for answer in answers]
-            return np.array(labels, dtype=np.int64)
-        return np.array([answer.judgement.probabilities[answer.row] for answer in answers], dtype=np.float32)
+    def _output(self, spec: TensorSpec, probabilities: Floats) -> Array:
+        return probabilities.argmax(axis=1) if spec.name == "label" else probabilities
 
-    def _parameters(self, answers: list[Answer]) -> dict[str, str | float | bool]:
-        worst = worst_of(answers)
+    def _parameters(self, answers: list[Answer], worst: Answer) -> dict[str, str | float | bool]:
         parameters: dict[str, str | float | bool] = {
             "cascade_stage": self._stage_names[worst.stage],
             "cascade_exit_reason": worst.reason.value,
@@ -211,8 +210,7 @@ class Ingress:
         prices = self._require_router().policy.prices
         return prices[stage + 1] if stage + 1 < len(prices) else 0.0
 
-    def _provenance(self, answers: list[Answer]) -> Provenance:
-        worst = worst_of(answers)
+    def _provenance(self, worst: Answer) -> Provenance:
         timings = [("queue", sum(span.queued_s for span in worst.spans))]
         timings += [(self._stage_names[span.stage], span.run_s) for span in worst.spans]
         return Provenance(self._stage_names[worst.stage], worst.reason.value, worst.degraded, tuple(timings))
@@ -314,7 +312,27 @@ def worst_of(answers: list[Answer]) -> Answer:
     """The answer that speaks for a message: the most degraded, then the one from the dearest stage."""
     if len(answers) == 1:
         return answers[0]
-    return min(answers, key=lambda answer: (WORST_FIRST.index(answer.reason), -answer.stage))
+    return min(answers, key=lambda answer: (RANK[answer.reason], -answer.stage))
+
+
+def probabilities_of(answers: list[Answer]) -> Floats:
+    """Class probabilities of each answer, [rows, classes].
+
+    Rows of one message mostly left in a few batches: a copy for each batch, not one for each row.
+    """
+    places: dict[int, tuple[Floats, list[int], list[int]]] = {}
+    for place, answer in enumerate(answers):
+        judged = answer.judgement.probabilities
+        _, where, rows = places.setdefault(id(judged), (judged, [], []))
+        where.append(place)
+        rows.append(answer.row)
+    (judged, where, rows), *others = places.values()
+    if not others:
+        return judged[rows]
+    together = np.empty((len(answers), judged.shape[1]))
+    for judged, where, rows in places.values():
+        together[where] = judged[rows]
+    return together
 
 
 @lru_cache(maxsize=64)

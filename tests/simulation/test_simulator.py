@@ -259,7 +259,7 @@ class _Overcharging(_Law):
         commands = self._policy.completed(now, batch, judgement, run_s)
         for i, command in enumerate(commands):
             if isinstance(command, Reply):
-                commands[i] = Reply(command.tag, replace(command.answer, cost=command.answer.cost + 1))
+                commands[i] = Reply(command.tag, command.answer._replace(cost=command.answer.cost + 1))
         return commands
 
 
