@@ -38,7 +38,7 @@ from loadtests.knee import knee
 from loadtests.measure_capacity import REPEATS, SECONDS, Measured, Window, measure
 from loadtests.phases import refused
 from loadtests.record import Recording
-from loadtests.series import CLAUSES, SMOKE_SCALE, Job, Means, Series, carry_out, exit_code, scenarios_by_system
+from loadtests.series import SETS, SMOKE_SCALE, SOME_CLAUSES, Job, Means, Series, carry_out, exit_code, scenarios_by_system
 from loadtests.servers import SYSTEMS, Server, machine, shares, started
 from loadtests.tables import show
 from loadtests.verdict import prepare
@@ -58,7 +58,7 @@ result_console = Console()
 
 
 def main(
-    chosen: Annotated[str, typer.Option("--set", help="smoke, short or full.")] = "short",
+    chosen: Annotated[str, typer.Option("--set", help="smoke, short or full, or names of scenarios with commas.")] = "short",
     spec: Annotated[Path, typer.Option(help="The ladder.")] = ROOT / "deployments" / "loadtest" / "cascade.yaml",
     systems: Annotated[str, typer.Option(help="Which servers, with commas.")] = ",".join(SYSTEMS),
     candidate: Annotated[str, typer.Option(help="The one that the verdict is about.")] = PRODUCT,
@@ -246,7 +246,7 @@ def note(path: Path, before: Mapping[str, float], after: Mapping[str, float], at
 
 def clauses_for(chosen: str, systems: Sequence[str]) -> str:
     """Letters of the clauses that such a run can be judged by; the comparison only where there is something to compare."""
-    letters = CLAUSES.get(chosen, "".join(ALL_CLAUSES))
+    letters = "".join(ALL_CLAUSES) if chosen in SETS and chosen != "smoke" else SOME_CLAUSES
     return letters if len(systems) > 1 else letters.replace("h", "")
 
 

@@ -23,8 +23,8 @@ SMOKE_SCALE = 0.2
 """Stretches the scenarios of the smoke set, and the windows in which capacity is measured."""
 BASELINE_SET = ("steady-0.5", "steady-2", "steady-8", "saturation")
 """What the baselines go through: enough for their curve."""
-CLAUSES = {"smoke": "abg"}
-"""Clauses of the verdict that a set is long enough for; the others are for all."""
+SOME_CLAUSES = "abg"
+"""Clauses of the verdict that a short set, or scenarios that were chosen one by one, can be judged by."""
 SETS: dict[str, tuple[str, ...]] = {"smoke": SMOKE_SET, "short": SHORT_SET, "full": tuple(SCENARIOS)}
 
 
@@ -99,20 +99,22 @@ def scenarios_by_system(chosen: str, systems: Sequence[str], candidate: str) -> 
     """What each system goes through.
 
     Args:
-        chosen: name of a set.
+        chosen: name of a set, or names of scenarios with commas.
         systems: which of them, in any order.
         candidate: the one that the verdict is about: it goes through the whole set, first.
 
     Raises:
-        ConfigError: there is no such set, or the candidate is not among the systems.
+        ConfigError: there is no such set or scenario, or the candidate is not among the systems.
     """
-    if chosen not in SETS:
-        raise ConfigError(f"--set must be one of {', '.join(SETS)}, got {chosen!r}")
+    whole = SETS.get(chosen) or tuple(name.strip() for name in chosen.split(","))
+    if unknown := [name for name in whole if name not in SCENARIOS]:
+        raise ConfigError(
+            f"--set must be one of {', '.join(SETS)}, or scenarios of {', '.join(SCENARIOS)}; got {', '.join(unknown)!r}"
+        )
     if candidate not in systems:
         raise ConfigError(f"the candidate must be one of --systems {','.join(systems)}, got {candidate!r}")
-    whole = SETS[chosen]
     some = tuple(name for name in BASELINE_SET if name in whole)
-    return {candidate: whole} | {name: some for name in systems if name != candidate}
+    return {candidate: whole} | {name: some for name in systems if some and name != candidate}
 
 
 def carry_out(

@@ -146,6 +146,10 @@ def test_the_candidate_goes_through_the_whole_set_and_comes_first():
     assert plan["cascade"] == plan["top"] == BASELINE_SET
 
 
+def test_scenarios_can_be_chosen_by_name_and_baselines_without_any_stay_away():
+    assert scenarios_by_system("burst, soak", ("cascade", "top"), "cascade") == {"cascade": ("burst", "soak")}
+
+
 def test_every_set_consists_of_scenarios_and_its_baselines_have_some_to_do():
     for name, scenarios in SETS.items():
         assert set(scenarios) <= set(SCENARIOS)
@@ -156,6 +160,7 @@ def test_every_set_consists_of_scenarios_and_its_baselines_have_some_to_do():
     ("arguments", "message"),
     [
         (("long", ("cascade",), "cascade"), "smoke, short, full"),
+        (("burst,long", ("cascade",), "cascade"), "got 'long'"),
         (("short", ("cascade", "top"), "static"), "candidate"),
     ],
 )
