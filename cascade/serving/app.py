@@ -31,8 +31,10 @@ from cascade.serving import replicas
 from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
+from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import Router
+from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
@@ -134,8 +136,10 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
     return deployment.bind(ladder, index)
 
 
-class RouterReplica:
-    """One router process: it holds the policy, the cheapest stage if that is placed here, and the HTTP routes.
+class RouterReplica(GrpcServicer):
+    """One router process: the policy, the cheapest stage if that is placed here, the HTTP routes and the gRPC methods.
+
+    Serve runs the ASGI application and the methods in one event loop, so both speak to the same router.
 
     Args:
         ladder: the ladder.
@@ -154,6 +158,7 @@ class RouterReplica:
         stages: list[StageClient | InlineStage] = []
         for index, handle in enumerate(handles):
             stages.append(place_here(ladder, index) if handle is None else ReplicaStage(handle))
+        super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
         self._artefacts = artefacts
         self._stages = stages
@@ -168,7 +173,7 @@ class RouterReplica:
 
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
-        return Ingress(self._ladder, self._make_router)
+        return Ingress(self._service)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""

@@ -16,6 +16,7 @@ from ray import serve
 
 from cascade.errors import ConfigError
 from cascade.serving.app import AppArgs, build, spec_argument
+from cascade.serving.grpc_methods import SERVICER_FUNCTION
 from cascade.spec import CascadeSpec, Ladder
 
 OBJECT_STORE_BYTES = 200 << 20
@@ -28,6 +29,7 @@ def running(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
     verbose: bool = False,
     build: Callable[[AppArgs], serve.Application] = build,
 ) -> Iterator[str]:
@@ -37,6 +39,7 @@ def running(
         spec_path: the ladder's YAML file.
         host: address to listen on.
         port: port to listen on.
+        grpc_port: port to listen on for gRPC; None for no gRPC.
         verbose: whether to show the logs of the replicas.
         build: builds the application.
 
@@ -44,10 +47,12 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, or the port is taken.
+        ConfigError: the spec or an artefact is wrong, or a port is taken.
     """
     application = build(spec_argument(spec_path))
-    require_free(host, port)
+    require_free(host, port, "--port")
+    if grpc_port is not None:
+        require_free(host, grpc_port, "--grpc-port")
     needed = cpus_needed(Ladder.read(spec_path).spec)
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -61,7 +66,11 @@ def running(
             configure_logging=verbose,
             log_to_driver=verbose,
         )
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port},
+            grpc_options=None if grpc_port is None else grpc_options(grpc_port),
+        )
         serve.run(application, name="cascade", route_prefix="/")
         yield f"http://{host}:{port}"
     finally:
@@ -75,8 +84,21 @@ def running(
             ray.shutdown()
 
 
-def require_free(host: str, port: int) -> None:
+def grpc_options(port: int) -> dict[str, object]:
+    """Serve's options for gRPC on a port; the same as in ``deployments/*/serve.yaml``.
+
+    No reflection: Serve's looks names up in protobuf's default pool, where the protocol's messages are not.
+    """
+    return {"port": port, "grpc_servicer_functions": [SERVICER_FUNCTION], "enable_reflection": False}
+
+
+def require_free(host: str, port: int, option: str = "--port") -> None:
     """Raise unless a server could listen there.
+
+    Args:
+        host: the address.
+        port: the port.
+        option: by which the operator chooses another port.
 
     Raises:
         ConfigError: it could not.
@@ -86,7 +108,7 @@ def require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from error
 
 
 def cpus_needed(spec: CascadeSpec) -> int:
