@@ -27,7 +27,7 @@ from cascade.errors import CascadeError, UnknownModel
 from cascade.models.stage import Arrays
 from cascade.profiling import load_network
 from cascade.serving.app import QUIET, AppArgs, application
-from cascade.serving.ingress import signature_of
+from cascade.serving.service import signature_of
 from cascade.spec import CascadeSpec, Ladder
 from cascade.wire import metadata
 from cascade.wire.http import Headers, Provenance, answer_headers, parse_json_length, read_headers

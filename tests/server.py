@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from cascade.serving.environment import HAPROXY_PORTS, free_port
 
@@ -26,14 +28,20 @@ class ServerProcess:
     Attributes:
         port: where it listens.
         url: the same as a URL.
+        grpc_address: where it listens for gRPC; None if it does not.
         process: the command.
     """
 
-    def __init__(self, spec: Path, log: Path, port: int | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, spec: Path, log: Path, port: int | None = None, *, grpc: bool = False, options: Sequence[str] = ()
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.grpc_address = f"127.0.0.1:{free_port()}" if grpc else None
         self._log = log
         command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(self.port), *options]
+        if self.grpc_address is not None:
+            command += ["--grpc-port", self.grpc_address.rpartition(":")[2]]
         with log.open("wb") as output:
             # As from a fresh shell: each server chooses HAProxy's ports for itself.
             environment = {name: value for name, value in os.environ.items() if name not in HAPROXY_PORTS}
@@ -53,7 +61,7 @@ class ServerProcess:
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as response:
-                return bool(response.status == 200)
+                return bool(response.status == 200) and (self.grpc_address is None or grpc_answers(self.grpc_address))
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
@@ -83,10 +91,19 @@ class ServerProcess:
             raise
 
 
+def grpc_answers(address: str) -> bool:
+    """Whether a server says over gRPC that it is ready."""
+    try:
+        with triton.InferenceServerClient(address) as client:
+            return bool(client.is_server_ready(client_timeout=5))
+    except InferenceServerException:
+        return False
+
+
 @contextlib.contextmanager
 def served(spec: Path, log: Path, options: Sequence[str] = ()) -> Iterator[ServerProcess]:
-    """A server for as long as the context lasts."""
-    server = ServerProcess(spec, log, options=options)
+    """A server, HTTP and gRPC, for as long as the context lasts."""
+    server = ServerProcess(spec, log, grpc=True, options=options)
     try:
         server.wait_until_ready()
         yield server

@@ -13,7 +13,7 @@ from importlinter.configuration import configure
 from ray.serve.schema import ServeDeploySchema
 
 from cascade.serving.app import AppArgs
-from cascade.serving.environment import FAST_PATH
+from cascade.serving.environment import FAST_PATH, GRPC
 from cascade.spec import Ladder, json_schema
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_the_checked_in_schema_is_that_of_the_code():
 
 def test_the_environment_file_is_the_fast_path_of_the_code():
     lines = (ROOT / "deployments" / "serve.env").read_text().splitlines()
-    assert dict(line.split("=", 1) for line in lines if line and not line.startswith("#")) == FAST_PATH
+    assert dict(line.split("=", 1) for line in lines if line and not line.startswith("#")) == FAST_PATH | GRPC
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("deployments/*/serve.yaml")), ids=name_of)

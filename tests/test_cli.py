@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli import app
-from cascade.serving.environment import FAST_PATH, ONE_MACHINE
+from cascade.serving.environment import FAST_PATH, GRPC, ONE_MACHINE
 from cascade.spec import Ladder, json_schema
 
 DONE, VERDICT_FAILED, USAGE = 0, 1, 2
@@ -22,7 +22,7 @@ STAGES = ["rough", "fair", "fine"]
 
 def cascade(*arguments: object) -> Result:
     """Run a command in a wide terminal; whatever it sets in the environment is undone."""
-    environment = {"COLUMNS": "400", **FAST_PATH, **ONE_MACHINE, "RAY_AUTH_MODE": "disabled"}
+    environment = {"COLUMNS": "400", **FAST_PATH, **GRPC, **ONE_MACHINE, "RAY_AUTH_MODE": "disabled"}
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result

@@ -21,6 +21,9 @@ from cascade.spec import Ladder
 SpecPath = Annotated[Path, typer.Argument(help="The ladder's cascade.yaml.", show_default=False)]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
+GrpcPort = Annotated[
+    int | None, typer.Option(help="Port to listen on for gRPC; without it there is no gRPC.", min=1, max=65535)
+]
 ThroughServe = Annotated[
     bool, typer.Option("--through-serve", help="Let Serve listen, with HAProxy as on a cluster, instead of the routers.")
 ]
@@ -37,13 +40,16 @@ def serve(
     spec: SpecPath,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    verbose: Verbose = False,
+    grpc_port: GrpcPort = None,
     through_serve: ThroughServe = False,
+    verbose: Verbose = False,
 ) -> None:
     """Serve a ladder on this machine, in the foreground; Ctrl-C stops it."""
-    with usage_errors(), started(spec, host, port, verbose, through_serve) as (ladder, url):
+    with usage_errors(), started(spec, host, port, verbose, grpc_port, through_serve) as (ladder, url):
         stop = stop_on_signals()
         console.print(f"  curl {url}/v2/models/{ladder.spec.name}", highlight=False)
+        if grpc_port is not None:
+            console.print(f"  gRPC at {host}:{grpc_port}", highlight=False)
         console.print("Ctrl-C stops it")
         stop.wait()
 
@@ -63,7 +69,9 @@ def demo(
 
 
 @contextmanager
-def started(spec: Path, host: str, port: int, verbose: bool, through_serve: bool = False) -> Iterator[tuple[Ladder, str]]:
+def started(
+    spec: Path, host: str, port: int, verbose: bool, grpc_port: int | None = None, through_serve: bool = False
+) -> Iterator[tuple[Ladder, str]]:
     """A running server, and what a person wants to see while it starts and stops."""
     apply_local(os.environ, through_serve=through_serve)
     ladder = Ladder.read(spec)
@@ -72,7 +80,9 @@ def started(spec: Path, host: str, port: int, verbose: bool, through_serve: bool
         with errors.status(f"starting Ray and {len(ladder.spec.stages)} stages"):
             from cascade.serving.local import running
 
-            url = stack.enter_context(running(spec, host=host, port=port, verbose=verbose, through_serve=through_serve))
+            url = stack.enter_context(
+                running(spec, host=host, port=port, grpc_port=grpc_port, verbose=verbose, through_serve=through_serve)
+            )
         console.print(f"[green]serving[/green] {ladder.spec.name} at {url} after {time.perf_counter() - began:.1f} s")
         try:
             yield ladder, url

@@ -28,12 +28,16 @@ from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
 from cascade.profiling import load_network
 from cascade.serving import replicas
+from cascade.serving.address import NOWHERE, Address, Listen
 from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
-from cascade.serving.front_door import Address
+from cascade.serving.grpc_ingress import GrpcServicer
+from cascade.serving.grpc_listener import GrpcListener
+from cascade.serving.http_listener import HttpListener
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import Router
+from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
@@ -72,8 +76,10 @@ class AppArgs(BaseModel):
     spec: str
     """Path of the cascade spec, absolute or relative to the folder in which Ray was started; the same on every node."""
     listen: str | None = None
-    """``host:port`` on which every router takes requests itself, at a fraction of the CPU of Serve's own way in, which stays
-    open where Serve has it. Routers on one node share the port. None for Serve's way alone."""
+    """``host:port`` on which every router takes HTTP requests itself, at half the CPU of Serve's own way in; that stays open
+    where Serve has it. Routers on one node share the port. None for Serve's way alone."""
+    listen_grpc: str | None = None
+    """The same for gRPC."""
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -101,7 +107,8 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     Raises:
         ConfigError: see `build`.
     """
-    ladder, listen = Ladder.read(args.spec), None if args.listen is None else Address.parse(args.listen)
+    ladder = Ladder.read(args.spec)
+    listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
@@ -139,15 +146,17 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
     return deployment.bind(ladder, index)
 
 
-class RouterReplica:
-    """One router process: it holds the policy, the cheapest stage if that is placed here, and the HTTP routes.
+class RouterReplica(GrpcServicer):
+    """One router process: the policy, the cheapest stage if that is placed here, the HTTP routes and the gRPC methods.
+
+    Serve runs the ASGI application and the methods in one event loop, so both speak to the same router.
 
     Args:
         ladder: the ladder.
         artefacts: what it needs beside the spec, already checked.
         handles: handle of each stage, None for one that runs here.
         make_policy: see `application`.
-        listen: where to take requests beside Serve's own way in; None for nowhere.
+        listen: where to take requests beside Serve's own way in.
     """
 
     def __init__(
@@ -156,11 +165,12 @@ class RouterReplica:
         artefacts: Artefacts,
         handles: list[DeploymentHandle[StageReplica] | None],
         make_policy: MakePolicy = build_policy,
-        listen: Address | None = None,
+        listen: Listen = NOWHERE,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
         for index, handle in enumerate(handles):
             stages.append(place_here(ladder, index) if handle is None else ReplicaStage(handle))
+        super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
         self._artefacts = artefacts
         self._stages = stages
@@ -170,13 +180,19 @@ class RouterReplica:
         self._router: Router | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
-        warning = slow_path_warning(os.environ, listens=listen is not None)
+        warning = slow_path_warning(os.environ, listens=listen.http is not None)
         if warning is not None:
             logger.warning(warning)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
-        return Ingress(self._ladder, self._make_router, self._listen)
+        ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        if self._listen.http is not None:
+            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
+        if self._listen.grpc is not None:
+            max_bytes = self._ladder.spec.limits.max_body_bytes
+            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
+        return ingress
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""
@@ -255,6 +271,7 @@ def build_router(
     return router
 
 
-def spec_argument(path: str | Path, listen: str | None = None) -> AppArgs:
-    """Arguments for a spec on this machine."""
-    return AppArgs(spec=str(Path(path).resolve()), listen=listen)
+def spec_argument(path: str | Path, http: Address | None = None, grpc: Address | None = None) -> AppArgs:
+    """Arguments for a spec on this machine, and where its routers are to listen."""
+    listen, listen_grpc = (None if address is None else str(address) for address in (http, grpc))
+    return AppArgs(spec=str(Path(path).resolve()), listen=listen, listen_grpc=listen_grpc)

@@ -1,7 +1,8 @@
 """The environment variables that put Ray Serve on its fast path. Imports nothing of Ray, which reads them when imported.
 
 They belong to the processes that start Ray, on every node, before it starts: `cascade serve` sets them itself, a cluster
-gets them from ``deployments/serve.env``. Without them everything works and each request costs about ten times the CPU.
+gets them from ``deployments/serve.env``. Without the fast path everything works and each request costs about ten times the
+CPU.
 """
 
 import secrets
@@ -16,6 +17,15 @@ FAST_PATH: dict[str, str] = CALLS | {
     # Clients speak through HAProxy to the router's HTTP port, past Serve's Python proxy. Of no use to a router that listens
     # itself.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+}
+
+GRPC: dict[str, str] = {
+    # Calls beyond this many on one connection, which is all that a gRPC client has, would wait in the client, where no
+    # deadline and no class counts. Serve's default is 100.
+    "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": "1000",
+    # gRPC reads, and inflates, a message to its end before anybody can refuse it; Serve's default is 2 GiB. Twice the
+    # default of the spec's max_body_bytes, which a router checks afterwards: raise this with it.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 << 20),
 }
 
 ONE_MACHINE: dict[str, str] = {
@@ -41,13 +51,13 @@ def free_port() -> int:
 
 
 def apply_local(environ: MutableMapping[str, str], *, through_serve: bool = False) -> None:
-    """Set what a server on this machine wants, where the operator has not: fast path, quick stop, a token of its own.
+    """Set what a server on this machine wants, where the operator has not: fast path, bounds, quick stop, an own token.
 
     Args:
         environ: the environment to change.
         through_serve: whether clients come in through Serve, and not to routers that listen themselves.
     """
-    for name, value in ((FAST_PATH if through_serve else CALLS) | ONE_MACHINE).items():
+    for name, value in ((FAST_PATH | GRPC if through_serve else CALLS) | ONE_MACHINE).items():
         environ.setdefault(name, value)
     for name in HAPROXY_PORTS:
         # Serve's defaults are fixed ports, which a second server on the machine, or one that is just stopping, holds.

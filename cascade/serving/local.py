@@ -15,7 +15,9 @@ import ray
 from ray import serve
 
 from cascade.errors import ConfigError
+from cascade.serving.address import Address
 from cascade.serving.app import AppArgs, build, spec_argument
+from cascade.serving.grpc_methods import SERVICER_FUNCTION
 from cascade.spec import CascadeSpec, Ladder
 
 OBJECT_STORE_BYTES = 200 << 20
@@ -28,6 +30,7 @@ def running(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
     verbose: bool = False,
     build: Callable[[AppArgs], serve.Application] = build,
     through_serve: bool = False,
@@ -38,6 +41,7 @@ def running(
         spec_path: the ladder's YAML file.
         host: address to listen on.
         port: port to listen on.
+        grpc_port: port to listen on for gRPC; None for no gRPC.
         verbose: whether to show the logs of the replicas.
         build: builds the application.
         through_serve: whether Serve listens there, with its proxy; else the routers do.
@@ -46,10 +50,13 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, or the port is taken.
+        ConfigError: the spec or an artefact is wrong, or a port is taken.
     """
-    application = build(spec_argument(spec_path, None if through_serve else f"{bracketed(host)}:{port}"))
-    require_free(host, port)
+    require_free(host, port, "--port")
+    if grpc_port is not None:
+        require_free(host, grpc_port, "--grpc-port")
+    http, grpc = Address(host, port), None if grpc_port is None else Address(host, grpc_port)
+    application = build(spec_argument(spec_path) if through_serve else spec_argument(spec_path, http, grpc))
     needed = cpus_needed(Ladder.read(spec_path).spec)
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -64,11 +71,15 @@ def running(
             log_to_driver=verbose,
         )
         if through_serve:
-            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": host, "port": port},
+                grpc_options=None if grpc_port is None else grpc_options(grpc_port),
+            )
         else:
             serve.start(proxy_location="Disabled")
         serve.run(application, name="cascade", route_prefix="/")
-        yield f"http://{bracketed(host)}:{port}"
+        yield f"http://{http}"
     finally:
         # Serve's controller is killed in the middle of its last call, which Ray reports at length as a failed task.
         with ExitStack() as silence:
@@ -80,8 +91,21 @@ def running(
             ray.shutdown()
 
 
-def require_free(host: str, port: int) -> None:
+def grpc_options(port: int) -> dict[str, object]:
+    """Serve's options for gRPC on a port; the same as in ``deployments/*/serve.yaml``.
+
+    No reflection: Serve's looks names up in protobuf's default pool, where the protocol's messages are not.
+    """
+    return {"port": port, "grpc_servicer_functions": [SERVICER_FUNCTION], "enable_reflection": False}
+
+
+def require_free(host: str, port: int, option: str = "--port") -> None:
     """Raise unless a server could listen there.
+
+    Args:
+        host: the address.
+        port: the port.
+        option: by which the operator chooses another port.
 
     Raises:
         ConfigError: it could not.
@@ -91,12 +115,7 @@ def require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
-
-
-def bracketed(host: str) -> str:
-    """A host as it stands before a port: an IPv6 address gets its brackets."""
-    return f"[{host}]" if ":" in host else host
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from error
 
 
 def cpus_needed(spec: CascadeSpec) -> int:

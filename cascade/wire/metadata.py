@@ -23,7 +23,10 @@ EXTENSIONS: Final = (
     "schedule_policy",
     "statistics",
 )
-"""The protocol extensions that this server speaks."""
+"""The protocol extensions that this server speaks over HTTP."""
+
+GRPC_EXTENSIONS: Final = ("parameters", "schedule_policy")
+"""Those that it speaks over gRPC."""
 
 LIVENESS: Final[Document] = {"status": "alive"}
 """What ``GET /`` answers, the liveness of the older KServe protocol."""
@@ -57,9 +60,9 @@ def model_list(names: Iterable[str]) -> Document:
     return {"models": list(names)}
 
 
-def server_metadata(name: str, version: str) -> Document:
+def server_metadata(name: str, version: str, extensions: Iterable[str] = EXTENSIONS) -> Document:
     """Name, version and extensions of the server."""
-    return {"name": name, "version": version, "extensions": list(EXTENSIONS)}
+    return {"name": name, "version": version, "extensions": list(extensions)}
 
 
 def model_metadata(signature: Signature, platform: str, properties: Mapping[str, str] | None = None) -> Document:

@@ -9,21 +9,27 @@ both. Parameters that would change the answer in ways this server cannot are ref
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from cascade.errors import BadRequest, SpecError
-from cascade.wire.http import MAX_TENANT_CHARS
+from cascade.wire.parameters import Parameter, flag, read_wishes, refuse_unsupported
 from cascade.wire.tensor_binary import from_binary, from_raw, to_binary
 from cascade.wire.tensor_json import from_json, to_json
-from cascade.wire.tensors import Array, Buffer, TensorSpec, brief, require_finite, rows_of
-
-Parameter: TypeAlias = str | int | float | bool
+from cascade.wire.tensors import (
+    Array,
+    Buffer,
+    TensorSpec,
+    all_inputs,
+    brief,
+    declared,
+    names,
+    require_finite,
+    rows_of_input,
+)
 
 _PARAMETER_TYPES: Final = frozenset({str, int, float, bool})
-_UNSUPPORTED: Final = ("shared_memory_region", "classification")
-_MICROSECONDS: Final = 1_000_000
 
 
 class RequestedOutput(NamedTuple):
@@ -166,10 +172,7 @@ def decode_request(
         inputs,
         _decode_outputs(message.get("outputs"), parameters, signature),
         rows,
-        _timeout_s(parameters["timeout"], limits.max_timeout_s) if "timeout" in parameters else None,
-        _priority(parameters["priority"], limits.priorities) if "priority" in parameters else None,
-        _max_cost(parameters["cascade_max_cost"]) if "cascade_max_cost" in parameters else None,
-        _tenant(parameters["cascade_tenant"]) if "cascade_tenant" in parameters else None,
+        *read_wishes(parameters, limits.priorities, limits.max_timeout_s),
     )
 
 
@@ -177,7 +180,7 @@ def _decode_raw(body: Buffer, signature: Signature, limits: Limits) -> InferRequ
     if len(signature.inputs) != 1:
         raise BadRequest(
             f"a raw body (JSON length 0) needs a model with one input, {signature.name!r} has {len(signature.inputs)}: "
-            f"{_names(signature.input_specs)}"
+            f"{names(signature.input_specs)}"
         )
     spec = signature.inputs[0]
     array = from_raw(spec, body)
@@ -190,19 +193,13 @@ def _decode_inputs(
     tensors: object, body: Buffer, offset: int, signature: Signature, limits: Limits
 ) -> tuple[dict[str, Array], int]:
     if type(tensors) is not list:
-        raise BadRequest(f"inputs must be a list of tensors, {_names(signature.input_specs)}, got {brief(tensors)}")
+        raise BadRequest(f"inputs must be a list of tensors, {names(signature.input_specs)}, got {brief(tensors)}")
     arrays: dict[str, Array] = {}
     rows = 0
     for tensor in tensors:
         spec, parameters = _declared(tensor, "input", signature.input_specs, arrays)
-        datatype = tensor.get("datatype")
-        if datatype != spec.datatype:
-            raise BadRequest(f"input {spec.name!r}: datatype must be {spec.datatype}, got {brief(datatype)}")
         shape = tensor.get("shape")
-        tensor_rows = rows_of(spec, shape, limits.max_rows)
-        if arrays and tensor_rows != rows:
-            raise BadRequest(f"input {spec.name!r}: all inputs hold the same number of rows, {rows}, got {tensor_rows}")
-        rows = tensor_rows
+        rows = rows_of_input(spec, tensor.get("datatype"), shape, limits.max_rows, rows)
         data = tensor.get("data")
         binary_size = parameters.get("binary_data_size")
         if binary_size is None:
@@ -222,28 +219,24 @@ def _decode_inputs(
             if spec.is_float and limits.require_finite:
                 require_finite(spec, array)
         arrays[spec.name] = array
-    if len(arrays) != len(signature.inputs):
-        missing = [name for name in signature.input_specs if name not in arrays]
-        raise BadRequest(f"the model's inputs are {_names(signature.input_specs)}, missing {_names(missing)}")
+    arrays = all_inputs(arrays, signature.input_specs)
     if offset != len(body):
         raise BadRequest(f"{len(body) - offset} bytes follow the JSON part and belong to no input")
-    if len(arrays) > 1:
-        arrays = {name: arrays[name] for name in signature.input_specs}
     return arrays, rows
 
 
 def _decode_outputs(
     tensors: object, parameters: Mapping[str, Parameter], signature: Signature
 ) -> tuple[RequestedOutput, ...]:
-    binary = _flag(parameters, "binary_data_output", "parameters", False)
+    binary = flag(parameters, "binary_data_output", "parameters", False)
     if tensors is None or tensors == []:
         return signature.all_binary if binary else signature.all_json
     if type(tensors) is not list:
-        raise BadRequest(f"outputs must be a list of tensors, {_names(signature.output_specs)}, got {brief(tensors)}")
+        raise BadRequest(f"outputs must be a list of tensors, {names(signature.output_specs)}, got {brief(tensors)}")
     requested: dict[str, RequestedOutput] = {}
     for tensor in tensors:
         spec, given = _declared(tensor, "output", signature.output_specs, requested)
-        requested[spec.name] = RequestedOutput(spec, _flag(given, "binary_data", f"output {spec.name!r}", binary))
+        requested[spec.name] = RequestedOutput(spec, flag(given, "binary_data", f"output {spec.name!r}", binary))
     return tuple(requested.values())
 
 
@@ -255,19 +248,14 @@ def _declared(
         raise BadRequest(f"an {role} must be an object with a name, got {brief(tensor)}")
     name = tensor.get("name")
     if type(name) is not str:
-        raise BadRequest(f"an {role} must have a name, one of {_names(specs)}, got {brief(name)}")
-    spec = specs.get(name)
-    if spec is None:
-        raise BadRequest(f"{role} {brief(name)} is unknown, the model's {role}s are {_names(specs)}")
-    if name in taken:
-        raise BadRequest(f"{role} {name!r} is given twice")
+        raise BadRequest(f"an {role} must have a name, one of {names(specs)}, got {brief(name)}")
+    spec = declared(name, role, specs, taken)
     parameters = tensor.get("parameters")
     if parameters is None:
         return spec, {}
-    parameters = _checked_parameters(parameters, f"{role} {name!r}: parameters")
-    for unsupported in _UNSUPPORTED:
-        if unsupported in parameters:
-            raise BadRequest(f"{role} {name!r}: the parameter {unsupported} is not supported")
+    where = f"{role} {name!r}"
+    parameters = _checked_parameters(parameters, f"{where}: parameters")
+    refuse_unsupported(parameters, where)
     return spec, parameters
 
 
@@ -278,47 +266,6 @@ def _checked_parameters(parameters: object, where: str) -> dict[str, Parameter]:
         if type(value) not in _PARAMETER_TYPES:
             raise BadRequest(f"{where}: {brief(name)} must be a string, number or boolean, got {brief(value)}")
     return parameters
-
-
-def _flag(parameters: Mapping[str, Parameter], name: str, where: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if type(value) is not bool:
-        raise BadRequest(f"{where}: {name} must be true or false, got {brief(value)}")
-    return value
-
-
-def _timeout_s(value: Parameter, max_timeout_s: int) -> float | None:
-    limit = max_timeout_s * _MICROSECONDS
-    if type(value) is not int or not 0 <= value <= limit:
-        raise BadRequest(f"parameters: timeout must be an integer of 0 to {limit} microseconds, got {brief(value)}")
-    return value / _MICROSECONDS if value else None
-
-
-def _priority(value: Parameter, priorities: int) -> int | None:
-    if type(value) is not int or not 0 <= value <= priorities:
-        raise BadRequest(
-            f"parameters: priority must be an integer of 1 (most important) to {priorities}, or 0 for the default, "
-            f"got {brief(value)}"
-        )
-    return value or None
-
-
-def _max_cost(value: Parameter) -> float:
-    if type(value) not in (int, float) or float(value) <= 0:
-        raise BadRequest(f"parameters: cascade_max_cost must be a number above 0, got {brief(value)}")
-    return float(value)
-
-
-def _tenant(value: Parameter) -> str:
-    if type(value) is not str or not 0 < len(value) <= MAX_TENANT_CHARS:
-        raise BadRequest(
-            f"parameters: cascade_tenant must be a string of 1 to {MAX_TENANT_CHARS} characters, got {brief(value)}"
-        )
-    return value
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
 
 
 def encode_response(

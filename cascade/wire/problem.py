@@ -31,6 +31,14 @@ class Reply:
     body: bytes
 
 
+def shown(error: Exception) -> tuple[CascadeError, str]:
+    """What a client sees of an error: one that was raised on purpose and for it, or one that tells nothing; its sentence."""
+    if not isinstance(error, CascadeError) or isinstance(error, ConfigError):
+        error = CascadeError(_INTERNAL_DETAIL)
+    # A detail may quote bytes that are no text; what carries it to the client must not fail on them.
+    return error, error.detail.encode("utf-8", "replace").decode()
+
+
 def problem(error: Exception, request_id: str | None = None) -> Reply:
     """Makes the answer that tells a client of an error.
 
@@ -44,10 +52,7 @@ def problem(error: Exception, request_id: str | None = None) -> Reply:
     Returns:
         The answer, with ``Retry-After`` for a shed request and ``Allow`` for a wrong method.
     """
-    if not isinstance(error, CascadeError) or isinstance(error, ConfigError):
-        error = CascadeError(_INTERNAL_DETAIL)
-    # A detail may quote bytes that are no text; JSON must not fail on them.
-    detail = error.detail.encode("utf-8", "replace").decode()
+    error, detail = shown(error)
     document: dict[str, Any] = {
         "type": f"urn:cascade:error:{error.code}",
         "title": error.title,

@@ -3,6 +3,7 @@
 Knows nothing of how elements travel, of messages, HTTP, stages or time.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
@@ -123,6 +124,67 @@ def brief(value: object) -> str:
     if isinstance(value, str) and len(value) > _BRIEF_CHARS:
         return repr(value[:_BRIEF_CHARS]) + "..."
     return repr(value)
+
+
+def names(given: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(map(repr, given))
+
+
+def declared(name: str, role: str, specs: Mapping[str, TensorSpec], taken: Iterable[str]) -> TensorSpec:
+    """The declaration that a tensor of a request refers to.
+
+    Args:
+        name: what the client calls it.
+        role: ``input`` or ``output``.
+        specs: the model's declarations of that role.
+        taken: names that the request has used already.
+
+    Raises:
+        BadRequest: there is none of that name, or it is given twice.
+    """
+    spec = specs.get(name)
+    if spec is None:
+        raise BadRequest(f"{role} {brief(name)} is unknown, the model's {role}s are {names(specs)}")
+    if name in taken:
+        raise BadRequest(f"{role} {name!r} is given twice")
+    return spec
+
+
+def rows_of_input(spec: TensorSpec, datatype: object, shape: object, max_rows: int, rows: int) -> int:
+    """Checks datatype and shape of an input, and that it has as many rows as those before it.
+
+    Args:
+        spec: the declaration.
+        datatype: as the client gives it.
+        shape: the same.
+        max_rows: most rows that one request may hold.
+        rows: rows of the inputs before it, 0 if it is the first.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        BadRequest: something else than was declared, or another number of rows.
+    """
+    if datatype != spec.datatype:
+        raise BadRequest(f"input {spec.name!r}: datatype must be {spec.datatype}, got {brief(datatype)}")
+    tensor_rows = rows_of(spec, shape, max_rows)
+    if rows and tensor_rows != rows:
+        raise BadRequest(f"input {spec.name!r}: all inputs hold the same number of rows, {rows}, got {tensor_rows}")
+    return tensor_rows
+
+
+def all_inputs(arrays: dict[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    """The inputs of a request in the order of the model's declarations.
+
+    Raises:
+        BadRequest: one is missing.
+    """
+    if len(arrays) != len(specs):
+        missing = [name for name in specs if name not in arrays]
+        raise BadRequest(f"the model's inputs are {names(specs)}, missing {names(missing)}")
+    return {name: arrays[name] for name in specs} if len(arrays) > 1 else arrays
 
 
 def rows_of(spec: TensorSpec, shape: object, max_rows: int) -> int:

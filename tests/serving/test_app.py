@@ -16,6 +16,7 @@ from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.models.stage import StageResult
 from cascade.profiling import load_network
 from cascade.rows import read_rows
+from cascade.serving.address import NOWHERE
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import CALLS, FAST_PATH, apply_local, slow_path_warning
 from cascade.serving.local import cpus_needed, require_free
@@ -63,7 +64,7 @@ def test_serve_builds_the_application_from_plain_arguments(calibrated):
 def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(calibrated):
     router = build(AppArgs(spec=str(calibrated)))._bound_deployment
     ladder, artefacts, handles, _, listen = router.init_args
-    assert listen is None
+    assert listen == NOWHERE
     assert ladder.spec.name == "colours"
     assert [s.name for s in artefacts.calibration.stages] == [s.name for s in artefacts.profile.stages]
     assert artefacts.market is not None
@@ -74,8 +75,8 @@ def test_an_application_has_a_router_and_one_deployment_for_each_placed_stage(ca
 
 
 def test_routers_listen_where_the_arguments_say(calibrated):
-    router = build(AppArgs(spec=str(calibrated), listen="127.0.0.1:8080"))._bound_deployment
-    assert router.init_args[-1] == ("127.0.0.1", 8080)
+    router = build(AppArgs(spec=str(calibrated), listen="127.0.0.1:8080", listen_grpc="[::1]:9"))._bound_deployment
+    assert router.init_args[-1] == (("127.0.0.1", 8080), ("::1", 9))
     with pytest.raises(ConfigError, match="host:port"):
         build(AppArgs(spec=str(calibrated), listen="8080"))
 

@@ -23,6 +23,7 @@ from cascade.policy.policy import StageConfig
 from cascade.serving.fakes import FakeStage
 from cascade.serving.ingress import Ingress
 from cascade.serving.router import Router
+from cascade.serving.service import Service
 from cascade.spec import Ladder
 
 pytestmark = pytest.mark.looptime(noop_cycles=0)
@@ -59,7 +60,7 @@ class Served:
         self.ladder = ladder or fake_ladder(len(self.stages), **spec)
         self._configs = configs
         self._kind = kind
-        self.app = Ingress(self.ladder, self._make_router)
+        self.app = Ingress(Service(self.ladder, self._make_router))
 
     def _make_router(self) -> Router:
         self.router = make_router(self.stages, self._configs, kind=self._kind)

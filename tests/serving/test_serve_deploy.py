@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 import yaml
+from tritonclient.utils import InferenceServerException
 
 from cascade.serving.environment import FAST_PATH, free_port
-from tests.server import ROOT
+from tests.server import ROOT, grpc_answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
@@ -54,9 +56,10 @@ def until(what: str, limit_s: float, condition: object) -> None:
 
 def test_the_shipped_serve_file_deploys_and_answers(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     dashboard, environment = head
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     document = yaml.safe_load((ROOT / "deployments" / "fashion" / "serve.yaml").read_text())
     document["http_options"]["port"] = port
+    document["grpc_options"]["port"] = grpc_port
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump(document))
 
@@ -82,3 +85,13 @@ def test_the_shipped_serve_file_deploys_and_answers(head: tuple[str, dict[str, s
     result = client.infer("fashion", [tensor], timeout=20_000_000)
     client.close()
     assert (result.as_numpy("label") == labels).mean() >= 0.85
+
+    until("gRPC", START_LIMIT_S, lambda: grpc_answers(f"127.0.0.1:{grpc_port}"))
+    tensor = triton_grpc.InferInput("image", list(images.shape), "UINT8")
+    tensor.set_data_from_numpy(images)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as grpc_client:
+        result = grpc_client.infer("fashion", [tensor], client_timeout=60)
+        assert (result.as_numpy("label") == labels).mean() >= 0.85
+        with pytest.raises(InferenceServerException, match="has no version '9'") as refused:
+            grpc_client.infer("fashion", [tensor], model_version="9")
+    assert refused.value.status() == "StatusCode.NOT_FOUND"

@@ -8,14 +8,13 @@ for a request there and clients rely on is done here: a request id, and the end 
 import asyncio
 import logging
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvicorn
 
-from cascade.errors import ConfigError
+from cascade.serving.address import Address
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -33,43 +32,7 @@ MAX_ID_BYTES = 200
 """A longer request id is replaced."""
 
 
-class Address(NamedTuple):
-    """Where to listen."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Read ``host:port``; an IPv6 host stands in brackets.
-
-        Raises:
-            ConfigError: it is something else.
-        """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-            raise ConfigError(f"an address to listen on must be host:port, such as 0.0.0.0:8080, got {text!r}")
-        return cls(host, int(port))
-
-    def bind(self) -> socket.socket:
-        """A socket that is bound there, beside those of other routers on this machine: the kernel spreads connections.
-
-        Raises:
-            ConfigError: somebody else listens there, or the host is not this machine's.
-        """
-        listening = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            listening.bind(self)
-        except OSError as error:
-            listening.close()
-            raise ConfigError(f"cannot listen on {self.host}:{self.port}: {error.strerror}") from error
-        return listening
-
-
-class FrontDoor:
+class HttpListener:
     """An HTTP server in the running event loop, from `open` to `close`.
 
     Args:
@@ -111,7 +74,7 @@ class FrontDoor:
             await asyncio.sleep(0)
         if self._serving.done():
             self._serving.result()
-        logger.info(f"listening on {self._address.host}:{self._address.port}")
+        logger.info(f"listening on {self._address}")
 
     async def close(self) -> None:
         """Stop accepting connections, let requests that are under way end, and close."""

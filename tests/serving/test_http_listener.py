@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cascade.errors import ConfigError
+from cascade.serving.address import Address
 from cascade.serving.environment import free_port
-from cascade.serving.front_door import Address, App, FrontDoor, Message, Receive, Send, Watched
+from cascade.serving.http_listener import App, HttpListener, Message, Receive, Send, Watched
 
 HOST = "127.0.0.1"
 PATIENCE_S = 20
@@ -56,9 +57,9 @@ class Waiting:
 
 
 @asynccontextmanager
-async def opened(app: App, port: int | None = None) -> AsyncIterator[tuple[FrontDoor, int]]:
+async def opened(app: App, port: int | None = None) -> AsyncIterator[tuple[HttpListener, int]]:
     port = port or free_port()
-    door = FrontDoor(app, Address(HOST, port), patience_s=PATIENCE_S)
+    door = HttpListener(app, Address(HOST, port), patience_s=PATIENCE_S)
     await door.open()
     try:
         yield door, port
@@ -144,7 +145,7 @@ async def test_a_kept_connection_serves_many_requests():
 
 async def test_closing_lets_requests_that_are_under_way_end():
     app = Waiting()
-    door = FrontDoor(app, Address(HOST, port := free_port()), patience_s=PATIENCE_S)
+    door = HttpListener(app, Address(HOST, port := free_port()), patience_s=PATIENCE_S)
     await door.open()
     reader, writer = await ask(port, b"x")
     await app.came.wait()
@@ -175,7 +176,7 @@ async def test_a_port_that_somebody_else_has_is_refused_by_name():
     async with await asyncio.start_server(lambda *_: None, HOST, 0) as taken:
         port = taken.sockets[0].getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
-            await FrontDoor(echo, Address(HOST, port), patience_s=1).open()
+            await HttpListener(echo, Address(HOST, port), patience_s=1).open()
 
 
 async def test_other_scopes_pass_through_untouched():

@@ -1,0 +1,144 @@
+"""The gRPC surface: protobuf bytes in, wire decoding, the service, wire encoding, messages out. Decides nothing.
+
+Serve finds the methods by their names in the protocol and sends what they return with ``SerializeToString``. An error
+becomes a status on the call's context rather than an exception: Serve writes a traceback to its log for each of those, and
+leaves out the trailing metadata.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import grpc
+
+from cascade import __version__
+from cascade.errors import CascadeError, PayloadTooLarge, UnknownModel
+from cascade.serving.service import PLATFORM, Answered, Service, hold_back
+from cascade.wire import metadata
+from cascade.wire.grpc_status import read_metadata, status_of
+from cascade.wire.oip import InferRequest
+from cascade.wire.oip_grpc import decode_request, encode_response, read_message
+from cascade.wire.oip_messages import (
+    ModelInferRequest,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+
+logger = logging.getLogger("cascade.ingress")
+
+
+class Context(Protocol):
+    """What is used of a call's context; Serve's ``RayServegRPCContext`` has it."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What the client sent beside the message."""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Set the status of the call."""
+
+    def set_details(self, details: str) -> None:
+        """Set the sentence of the status."""
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str]]) -> None:
+        """Set what is sent beside the answer."""
+
+
+class GrpcServicer:
+    """The methods of ``inference.GRPCInferenceService``.
+
+    Args:
+        service: what answers.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def ServerLive(self, payload: bytes, grpc_context: Context) -> Any:
+        """Liveness: that it is answered at all is the answer."""
+        return self._document(payload, grpc_context, ServerLiveRequest, lambda _: ServerLiveResponse(live=True))
+
+    async def ServerReady(self, payload: bytes, grpc_context: Context) -> Any:
+        """Whether the ladder can answer."""
+        ready = self._service.ready
+        return self._document(payload, grpc_context, ServerReadyRequest, lambda _: ServerReadyResponse(ready=ready))
+
+    async def ModelReady(self, payload: bytes, grpc_context: Context) -> Any:
+        """Whether a model can answer; one that is not served here is not ready, as Triton has it."""
+
+        def answer(message: Any) -> Any:
+            try:
+                self._service.check_model(message.name, message.version)
+            except UnknownModel:
+                return ModelReadyResponse(ready=False)
+            return ModelReadyResponse(ready=self._service.ready)
+
+        return self._document(payload, grpc_context, ModelReadyRequest, answer)
+
+    async def ServerMetadata(self, payload: bytes, grpc_context: Context) -> Any:
+        """Name, version and extensions of the server."""
+        document = metadata.server_metadata("cascade", __version__, metadata.GRPC_EXTENSIONS)
+        return self._document(payload, grpc_context, ServerMetadataRequest, lambda _: ServerMetadataResponse(**document))
+
+    async def ModelMetadata(self, payload: bytes, grpc_context: Context) -> Any:
+        """What the model takes and gives."""
+
+        def answer(message: Any) -> Any:
+            self._service.check_model(message.name, message.version)
+            return ModelMetadataResponse(**metadata.model_metadata(self._service.signature, PLATFORM))
+
+        return self._document(payload, grpc_context, ModelMetadataRequest, answer)
+
+    async def ModelInfer(self, payload: bytes, grpc_context: Context) -> Any:
+        """Answer the rows of one message."""
+
+        async def read() -> InferRequest:
+            return self._read(payload)
+
+        try:
+            return await self._service.infer(read_metadata(grpc_context.invocation_metadata()), read, self._write)
+        except Exception as error:
+            await hold_back(error)
+            return refused(error, grpc_context)
+
+    def _read(self, payload: bytes) -> InferRequest:
+        service = self._service
+        max_bytes = service.spec.limits.max_body_bytes
+        if len(payload) > max_bytes:
+            raise PayloadTooLarge(f"the message may have at most {max_bytes} bytes, got {len(payload)}")
+        message = read_message(ModelInferRequest, payload)
+        service.check_model(message.model_name, message.model_version)
+        return decode_request(message, service.signature, service.limits)
+
+    def _write(self, request: InferRequest, answered: Answered) -> Any:
+        spec = self._service.spec
+        return encode_response(
+            spec.name, spec.version, answered.outputs, request_id=request.id, parameters=answered.parameters
+        )
+
+    def _document(self, payload: bytes, context: Context, kind: Any, answer: Callable[[Any], Any]) -> Any:
+        try:
+            return answer(read_message(kind, payload))
+        except Exception as error:
+            return refused(error, context)
+
+
+def refused(error: Exception, context: Context) -> Any:
+    """Set the status of a call that has no answer; returns the message that Serve wants nevertheless and gRPC drops."""
+    if not isinstance(error, CascadeError):
+        logger.exception("unexpected error")
+    status = status_of(error)
+    context.set_code(grpc.StatusCode[status.code])
+    context.set_details(status.details)
+    context.set_trailing_metadata(list(status.metadata))
+    return _NOTHING
+
+
+_NOTHING = ServerLiveResponse()

@@ -1,0 +1,73 @@
+"""What Serve's gRPC servers, in each router and in the proxies, must know of the protocol: the names of its methods.
+
+    grpc_options: {port: 8001, grpc_servicer_functions: [cascade.serving.grpc_methods.add_to_server]}
+
+Serve calls the function in every process that listens and puts handlers of its own in the place of those registered here;
+they lead to the methods of the same names of `cascade.serving.app.RouterReplica`. Processes that only pass calls on import
+this module too, so it imports neither models nor messages: requests stay bytes until they are past the router's door.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+
+from cascade.wire.grpc_status import timeout_entry
+from cascade.wire.oip_messages import METHODS, SERVICE
+
+SERVICER_FUNCTION = "cascade.serving.grpc_methods.add_to_server"
+"""Import path of `add_to_server`, for Serve's options."""
+
+Handler = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+def add_to_server(servicer: object, server: grpc.aio.Server) -> None:  # noqa: ARG001 - Serve's servicer is a mock
+    """Register the protocol's methods with one of Serve's gRPC servers."""
+    server.add_generic_rpc_handlers((ProtocolHandlers(),))
+
+
+class ProtocolHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
+    """The handlers of the protocol's methods; Serve replaces what is in ``_method_handlers`` by its own."""
+
+    def __init__(self) -> None:
+        self._method_handlers = {
+            f"/{SERVICE}/{method}": grpc.unary_unary_rpc_method_handler(_not_replaced) for method in METHODS
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a call, None if it is none of the protocol's."""
+        handler = self._method_handlers.get(handler_call_details.method)
+        return None if handler is None else handler._replace(unary_unary=_with_deadline(handler.unary_unary))
+
+
+class DeadlineContext:
+    """A call's context whose metadata still has the call's deadline.
+
+    gRPC keeps that to itself, and what Serve hands on of a context is its metadata.
+
+    Args:
+        context: the context as gRPC made it.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """The call's metadata."""
+        metadata = self._context.invocation_metadata() or ()
+        remaining_s = self._context.time_remaining()
+        return metadata if remaining_s is None else (*metadata, timeout_entry(remaining_s))
+
+
+def _with_deadline(handler: Handler) -> Handler:
+    async def handle(payload: bytes, context: Any) -> bytes:
+        return await handler(payload, DeadlineContext(context))
+
+    return handle
+
+
+async def _not_replaced(payload: bytes, context: Any) -> bytes:
+    raise NotImplementedError("Serve puts its own handler here")

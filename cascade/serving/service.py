@@ -1,0 +1,288 @@
+"""One router process as its clients see it, whatever they speak: the door, the way to an answer, and the counters.
+
+Knows the router and the values of `cascade.wire`; nothing of HTTP or gRPC, of bodies or their encodings. Decides nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from cascade.errors import NotReady, Overloaded, UnknownModel
+from cascade.policy.gain import Floats
+from cascade.policy.request import Answer, ExitReason
+from cascade.serving.router import Router
+from cascade.spec import Ladder
+from cascade.wire import metadata
+from cascade.wire.http import HeaderFacts, Provenance, priority_of, time_limit_s
+from cascade.wire.oip import InferRequest, Limits, Signature
+from cascade.wire.parameters import Parameter
+from cascade.wire.tensors import Array, Datatype, TensorSpec
+
+Reply = TypeVar("Reply")
+
+PLATFORM = "cascade_ladder"
+_WORST_FIRST = (
+    ExitReason.FAILURE,
+    ExitReason.DEADLINE,
+    ExitReason.EVICTED,
+    ExitReason.PRICE,
+    ExitReason.BUDGET,
+    ExitReason.LAST_STAGE,
+    ExitReason.CONFIDENT,
+)
+RANK = {reason: rank for rank, reason in enumerate(_WORST_FIRST)}
+"""Which reason a message of several rows reports: the one that an operator would most want to know of."""
+
+
+class Answered(NamedTuple):
+    """The answer to one message.
+
+    Attributes:
+        outputs: declaration, array of shape ``[rows, *row]`` and whether the client wants it as binary data.
+        parameters: what the answer says about itself.
+        provenance: where it came from.
+    """
+
+    outputs: list[tuple[TensorSpec, Array, bool]]
+    parameters: dict[str, Parameter]
+    provenance: Provenance
+
+
+class Service:
+    """The service of one router process.
+
+    Attributes:
+        spec: the ladder's spec.
+        signature: what clients may send, and what comes back.
+        limits: how far a message may go.
+        stage_names: cheapest stage first.
+
+    Args:
+        ladder: the ladder.
+        make_router: makes the router; called by `start`.
+    """
+
+    def __init__(self, ladder: Ladder, make_router: Callable[[], Router]) -> None:
+        self.spec = ladder.spec
+        self.signature = signature_of(ladder)
+        self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
+        self.stage_names = [stage.name for stage in self.spec.stages]
+        self._make_router = make_router
+        self._router: Router | None = None
+        self._success_ns = 0
+        self._last_inference_ms = 0
+
+    def start(self) -> None:
+        """Make the router and let it begin; must be called in the event loop that will run it."""
+        self._router = self._make_router()
+        self._router.start()
+
+    async def close(self) -> None:
+        """Stop the router."""
+        if self._router is not None:
+            await self._router.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer."""
+        return self._router is not None
+
+    @property
+    def router(self) -> Router:
+        """The router.
+
+        Raises:
+            NotReady: `start` has not been called yet.
+        """
+        if self._router is None:
+            raise NotReady("the first stage has not been loaded yet")
+        return self._router
+
+    def check_model(self, name: str, version: str | None) -> None:
+        """Raise unless this model is served here.
+
+        Args:
+            name: the model's name.
+            version: its version, None or empty for whichever there is.
+
+        Raises:
+            UnknownModel: it is not.
+        """
+        if name != self.spec.name:
+            raise UnknownModel(f"model {name!r} is not served here, only {self.spec.name!r}")
+        if version and version != self.spec.version:
+            raise UnknownModel(f"model {name!r} has no version {version!r} here, only {self.spec.version!r}")
+
+    # -- inference -----------------------------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        facts: HeaderFacts,
+        read: Callable[[], Awaitable[InferRequest]],
+        write: Callable[[InferRequest, Answered], Reply],
+    ) -> Reply:
+        """Take one message from the door to its answer, and count it.
+
+        Args:
+            facts: what is known before it is read.
+            read: reads and decodes it; called once it has passed the door.
+            write: encodes the answer.
+
+        Returns:
+            What ``write`` made.
+
+        Raises:
+            CascadeError: what ``read``, ``write`` or the router raise.
+        """
+        router = self.router
+        started_ns = time.perf_counter_ns()
+        try:
+            self._door(router, facts)
+            request = await read()
+            spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading it came out of the client's time
+            reply = write(request, await self._answer(router, facts, request, spent_s))
+        except Exception:
+            router.requests["refused"] += 1
+            raise
+        router.requests["answered"] += 1
+        self._success_ns += time.perf_counter_ns() - started_ns
+        self._last_inference_ms = time.time_ns() // 1_000_000
+        return reply
+
+    def _door(self, router: Router, facts: HeaderFacts) -> None:
+        deadline, admission = self.spec.deadline, self.spec.admission
+        # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
+        limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
+        priority = priority_of(facts, None, admission.priorities, admission.default_priority)
+        router.door(1, limit_s, priority, facts.tenant or "")
+
+    async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
+        deadline, admission = self.spec.deadline, self.spec.admission
+        answers = await router.answer(
+            request.inputs,
+            request.rows,
+            budget_s=time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
+            priority=priority_of(facts, request.priority, admission.priorities, admission.default_priority),
+            max_cost=inf if request.max_cost is None else request.max_cost,
+            tenant=request.tenant or facts.tenant or "",
+        )
+        probabilities, worst = probabilities_of(answers), worst_of(answers)
+        return Answered(
+            [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
+            self._parameters(router, answers, worst),
+            self._provenance(worst),
+        )
+
+    def _parameters(self, router: Router, answers: list[Answer], worst: Answer) -> dict[str, Parameter]:
+        prices = router.policy.prices
+        parameters: dict[str, Parameter] = {
+            "cascade_stage": self.stage_names[worst.stage],
+            "cascade_exit_reason": worst.reason.value,
+            "cascade_degraded": worst.degraded,
+            "cascade_confidence": round(min(answer.confidence for answer in answers), 6),
+            "cascade_cost": sum(answer.cost for answer in answers),
+            "cascade_price": prices[worst.stage + 1] if worst.stage + 1 < len(prices) else 0.0,
+        }
+        if router.monitor is not None and router.monitor.certified_loss is not None:
+            parameters["cascade_certified_loss"] = round(router.monitor.certified_loss, 6)
+        if len(answers) > 1:
+            parameters["cascade_degraded_rows"] = sum(answer.degraded for answer in answers)
+        if recalled := sum(answer.recalled for answer in answers):
+            parameters["cascade_recalled_rows"] = recalled
+        return parameters
+
+    def _provenance(self, worst: Answer) -> Provenance:
+        timings = [("queue", sum(span.queued_s for span in worst.spans))]
+        timings += [(self.stage_names[span.stage], span.run_s) for span in worst.spans]
+        return Provenance(self.stage_names[worst.stage], worst.reason.value, worst.degraded, tuple(timings))
+
+    # -- counters ------------------------------------------------------------------------------------------------------
+
+    def live(self) -> metadata.Document:
+        """The live figures under the name by which documents hold them; empty where nobody keeps them."""
+        monitor = self.router.monitor
+        return {} if monitor is None else {"live": monitor.read().document()}
+
+    def statistics(self) -> list[metadata.ModelStatistics]:
+        """Counters of the cascade, and of each stage."""
+        router = self.router
+        counts, answered, refused = router.policy.counts, router.requests["answered"], router.requests["refused"]
+        entries = [
+            metadata.ModelStatistics(
+                name=self.spec.name,
+                version=self.spec.version,
+                inference_count=counts.answered,
+                execution_count=answered,
+                last_inference_ms=self._last_inference_ms,
+                success=metadata.Duration(answered, self._success_ns),
+                fail=metadata.Duration(refused, 0),
+            )
+        ]
+        for name, stage in zip(self.stage_names, counts.stages, strict=True):
+            run = metadata.Duration(stage.batches, int(stage.run_s * 1e9))
+            entries.append(
+                metadata.ModelStatistics(
+                    name=f"{self.spec.name}.{name}",
+                    version=self.spec.version,
+                    inference_count=stage.rows,
+                    execution_count=stage.batches,
+                    last_inference_ms=self._last_inference_ms,
+                    success=run,
+                    fail=metadata.Duration(stage.failures, 0),
+                    queue=metadata.Duration(stage.rows, int(stage.queued_s * 1e9)),
+                    compute_infer=run,
+                )
+            )
+        return entries
+
+
+def signature_of(ladder: Ladder) -> Signature:
+    """What clients may send to a ladder, and what comes back."""
+    spec = ladder.spec
+    outputs = (
+        TensorSpec("label", Datatype.INT64, ()),
+        TensorSpec("probabilities", Datatype.FP32, (len(spec.labels),)),
+    )
+    return Signature(spec.name, spec.version, tuple(field.tensor for field in spec.inputs), outputs)
+
+
+def worst_of(answers: list[Answer]) -> Answer:
+    """The answer that speaks for a message: the most degraded, then the one from the dearest stage."""
+    if len(answers) == 1:
+        return answers[0]
+    return min(answers, key=lambda answer: (RANK[answer.reason], -answer.stage))
+
+
+def probabilities_of(answers: list[Answer]) -> Floats:
+    """Class probabilities of each answer, [rows, classes].
+
+    Rows of one message mostly left in a few batches: a copy for each batch, not one for each row.
+    """
+    places: dict[int, tuple[Floats, list[int], list[int]]] = {}
+    for place, answer in enumerate(answers):
+        judged = answer.judgement.probabilities
+        _, where, rows = places.setdefault(id(judged), (judged, [], []))
+        where.append(place)
+        rows.append(answer.row)
+    (judged, where, rows), *others = places.values()
+    if not others:
+        return judged[rows]
+    together = np.empty((len(answers), judged.shape[1]))
+    for judged, where, rows in places.values():
+        together[where] = judged[rows]
+    return together
+
+
+def output_array(spec: TensorSpec, probabilities: Floats) -> Array:
+    """One output of every row, from the probabilities of all classes."""
+    return probabilities.argmax(axis=1) if spec.name == "label" else probabilities.astype(np.float32)
+
+
+async def hold_back(error: Exception) -> None:
+    """Wait for as long as a refusal is to be kept back from its client."""
+    if isinstance(error, Overloaded) and error.hold_s:
+        await asyncio.sleep(error.hold_s)
