@@ -132,7 +132,7 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
             progress(name, (index + RUNNING_SHARE * share) / len(spec.stages))
 
         probs[stage.name] = _run_all(loaded, inputs, stage, len(spec.labels), done)
-        measured = _time(loaded, inputs, stage)
+        measured = measured_batches(loaded, inputs, stage)
         a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
         services.append(
             StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
@@ -176,7 +176,14 @@ def _run_all(
     return np.concatenate(parts).astype(np.float32)
 
 
-def _time(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
+def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
+    """Time a stage at growing batch sizes, one batch at a time, through the same code that serves.
+
+    Args:
+        stage: the stage, ready to run.
+        inputs: rows to run, again and again if they are few.
+        spec: its spec.
+    """
     sizes = {min(2**k, spec.max_batch_size) for k in range(13)}
     if stage.pipeline is not None:
         # Between two buckets a batch takes as long as the upper one: the largest of each and the smallest, weighed alike.

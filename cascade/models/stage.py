@@ -104,6 +104,7 @@ class TorchStage:
         device: the GPU; None for the CPU.
         execution: how to run it.
         meter: tells what the device consumes; None for no such figure.
+        compiler: compiles a network; called only if ``execution`` says so.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class TorchStage:
         device: Device | None = None,
         execution: Execution | None = None,
         meter: EnergyMeter | None = None,
+        compiler: Callable[..., Any] = torch.compile,
     ) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cpu") if device is None else device.torch_device
@@ -123,6 +125,7 @@ class TorchStage:
         self._gpu = device
         self._execution = execution or Execution()
         self._meter = meter
+        self._compiler = compiler
         self._inputs = tuple(inputs)
         network = network.to(self.device).eval()
         dtype = None if precision == "float32" else getattr(torch, precision)
@@ -228,8 +231,8 @@ class TorchStage:
         plain = self._network
         # Not mode="reduce-overhead": its graphs belong to the thread that recorded them (pytorch issue 123177), and batches
         # are begun in another one than the network is loaded in. The pipeline records its own.
-        self._network = torch.compile(plain, dynamic=False)
         try:
+            self._network = self._compiler(plain, dynamic=False)
             self._forward(*tensors)
         except Exception as error:  # of a compiler, or of the lack of one
             logger.warning("the network cannot be compiled and is run as it is: %s", error)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 
 import ray
+import torch
 from ray import serve
 
 from cascade.errors import ConfigError
@@ -44,11 +45,13 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, or the port is taken.
+        ConfigError: the spec or an artefact is wrong, the port is taken, or there are too few GPUs.
     """
     application = build(spec_argument(spec_path))
     require_free(host, port)
-    needed = cpus_needed(Ladder.read(spec_path).spec)
+    spec = Ladder.read(spec_path).spec
+    require_gpus(spec, torch.cuda.device_count())
+    needed = cpus_needed(spec)
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -87,6 +90,23 @@ def require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def require_gpus(spec: CascadeSpec, here: int) -> None:
+    """Raise if the ladder's replicas reserve more GPUs than there are: Serve would wait for them without end.
+
+    Args:
+        spec: the ladder.
+        here: GPUs of this machine.
+
+    Raises:
+        ConfigError: they do.
+    """
+    needed = sum(stage.replicas * stage.num_gpus for stage in spec.stages)
+    if needed > here:
+        raise ConfigError(
+            f"the replicas of the stages reserve {needed:g} GPUs, this machine has {here}; lower num_gpus or replicas"
+        )
 
 
 def cpus_needed(spec: CascadeSpec) -> int:

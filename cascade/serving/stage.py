@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
+from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
 from cascade.profiling import load_network
@@ -222,11 +223,12 @@ class StageReplica:
     Args:
         ladder: the ladder.
         index: which of its stages.
+        device: where it runs; None for what `load_network` chooses.
     """
 
-    def __init__(self, ladder: Ladder, index: int) -> None:
+    def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
         stage = ladder.spec.stages[index]
-        self._network = load_network(ladder, stage, meter=True)
+        self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None
         self._passes = Passes(
             self._network.run,
