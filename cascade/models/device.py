@@ -92,8 +92,8 @@ class CudaDevice:
     def __init__(self, memory_share: float = 1.0) -> None:
         self.torch_device = torch.device("cuda", 0)
         torch.cuda.set_device(self.torch_device)
-        if memory_share < 1:
-            torch.cuda.set_per_process_memory_fraction(memory_share, self.torch_device)
+        # Also when it is all of it: one process profiles all stages of a ladder, one after the other.
+        torch.cuda.set_per_process_memory_fraction(memory_share, self.torch_device)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
         self._pool: Any = None
