@@ -3,6 +3,7 @@
 This is the only offline step that runs models; everything after it reads the two files that it writes.
 """
 
+import logging
 import os
 import platform
 import time
@@ -20,9 +21,13 @@ from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile,
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.service_time import fit_service_time
 from cascade.errors import ConfigError, SpecError
-from cascade.models.stage import Arrays, TorchStage, load_weights
+from cascade.models.device import CudaDevice, Device
+from cascade.models.energy import EnergyMeter, nvml_meter
+from cascade.models.stage import Arrays, Execution, TorchStage, load_weights
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
+
+logger = logging.getLogger("cascade.stage")
 
 RUNS = 30
 """Batches timed at each size; their median is what the service-time model is fitted on."""
@@ -35,8 +40,14 @@ Progress = Callable[[str, float], None]
 """Told what is being done, and the share of the whole that is done."""
 
 
-def load_network(ladder: Ladder, stage: StageSpec) -> TorchStage:
+def load_network(ladder: Ladder, stage: StageSpec, *, device: Device | None = None, meter: bool = False) -> TorchStage:
     """Build the network of a stage, load its weights and warm it up.
+
+    Args:
+        ladder: the ladder.
+        stage: one of its stages.
+        device: where it runs; by default the GPU that the process sees if the stage reserves any of one, else the CPU.
+        meter: whether to measure the energy that its GPU takes.
 
     Raises:
         SpecError: the factory is wrong, there is no weights file, or the network does not take the declared inputs.
@@ -52,13 +63,48 @@ def load_network(ladder: Ladder, stage: StageSpec) -> TorchStage:
         except SafetensorError as error:
             raise ConfigError(f"weights {weights}: not a safetensors file: {error}") from error
     names = [field.name for field in ladder.spec.inputs]
-    loaded = TorchStage(network, names, precision=stage.precision, threads=stage.threads)
+    if device is None and stage.num_gpus > 0:
+        device = _gpu(stage)
+    loaded = TorchStage(
+        network,
+        names,
+        precision=stage.precision,
+        threads=stage.threads,
+        device=device,
+        execution=execution_of(stage),
+        meter=_meter(stage) if meter and isinstance(device, CudaDevice) else None,
+    )
     half = max(1, stage.max_batch_size // 2)
     try:
         loaded.warm_up(ladder.example_row(), sorted({1, 2, half, stage.max_batch_size}))
     except Exception as error:  # the user's own code may raise anything
         raise SpecError(f"stages.{stage.name}.model: its forward fails on rows of zeros: {error}") from error
     return loaded
+
+
+def execution_of(stage: StageSpec) -> Execution:
+    """How a stage's network is run."""
+    how = stage.execution
+    return Execution(
+        cast_weights=how.cast_weights,
+        channels_last=how.channels_last,
+        compile=how.compile,
+        graphs=how.graphs,
+        buckets=how.buckets or (),
+        in_flight=how.in_flight,
+        max_rows=stage.max_batch_size,
+    )
+
+
+def _gpu(stage: StageSpec) -> Device | None:
+    if torch.cuda.is_available():
+        return CudaDevice(stage.num_gpus)
+    logger.warning("stage %s reserves a GPU and there is none here: it runs on the CPU, and not as fast", stage.name)
+    return None
+
+
+def _meter(stage: StageSpec) -> EnergyMeter | None:
+    return nvml_meter(str(torch.cuda.get_device_properties(0).uuid), shared=stage.num_gpus < 1)
 
 
 def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple[OutcomeTable, ServiceProfile]:
@@ -86,7 +132,7 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
             progress(name, (index + RUNNING_SHARE * share) / len(spec.stages))
 
         probs[stage.name] = _run_all(loaded, inputs, stage, len(spec.labels), done)
-        measured = _time(loaded, inputs, stage)
+        measured = measured_batches(loaded, inputs, stage)
         a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
         services.append(
             StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
@@ -130,11 +176,22 @@ def _run_all(
     return np.concatenate(parts).astype(np.float32)
 
 
-def _time(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
-    sizes = sorted({min(2**k, spec.max_batch_size) for k in range(13)})
+def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
+    """Time a stage at growing batch sizes, one batch at a time, through the same code that serves.
+
+    Args:
+        stage: the stage, ready to run.
+        inputs: rows to run, again and again if they are few.
+        spec: its spec.
+    """
+    sizes = {min(2**k, spec.max_batch_size) for k in range(13)}
+    if stage.pipeline is not None:
+        # Between two buckets a batch takes as long as the upper one: the largest of each and the smallest, weighed alike.
+        buckets = stage.pipeline.buckets
+        sizes = {*buckets, *(bucket + 1 for bucket in buckets[:-1])}
     rows = len(next(iter(inputs.values())))
     measured = []
-    for size in sizes:
+    for size in sorted(sizes):
         picks = np.arange(size) % rows
         batch = {name: array[picks] for name, array in inputs.items()}
         durations: list[float] = []

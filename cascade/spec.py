@@ -21,6 +21,7 @@ from cascade.spec_sections import (
     AutoscalingSpec,
     DataSpec,
     DeadlineSpec,
+    ExecutionSpec,
     LimitsSpec,
     Name,
     Part,
@@ -100,8 +101,9 @@ class StageSpec(Part):
     """Batches that a replica may hold: one runs while the next one travels."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that Ray reserves for a replica; fractions share a device."""
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """GPU that Ray reserves for a replica, which runs on the CPU if this is 0. Fractions share a device: a replica may
+    allocate that share of its memory. Not with placement router."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Torch threads of a replica."""
     nice: Annotated[int, Field(ge=0, le=19)] = 0
@@ -109,6 +111,8 @@ class StageSpec(Part):
     that shares cores with the router, without which nothing moves."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the network runs in."""
+    execution: ExecutionSpec = ExecutionSpec()
+    """How it is run."""
     timeout_floor_s: Seconds = 1.0
     """A batch is never given up before this; beyond it, after five times its predicted duration."""
 
@@ -116,6 +120,19 @@ class StageSpec(Part):
     def scales(self) -> bool:
         """Whether the number of replicas follows the load."""
         return self.min_replicas is not None and self.min_replicas != self.max_replicas
+
+    @model_validator(mode="after")
+    def _execution_fits(self) -> Self:
+        if self.num_gpus and self.placement == "router":
+            raise ValueError("num_gpus does not go with placement router: routers reserve no GPU")
+        if self.execution.cast_weights and self.precision == "float32":
+            raise ValueError("execution.cast_weights needs a precision other than float32")
+        buckets = self.execution.buckets
+        if buckets is not None and (list(buckets) != sorted(set(buckets)) or buckets[-1] != self.max_batch_size):
+            raise ValueError(
+                f"execution.buckets must rise and end with max_batch_size {self.max_batch_size}, got {list(buckets)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _replica_bounds_hold(self) -> Self:
@@ -277,15 +294,20 @@ class Ladder:
         }
 
     def stage_digest(self, stage: StageSpec) -> str:
-        """SHA-256 over everything that determines the stage's outputs: inputs, factory, arguments, weights, precision."""
+        """SHA-256 over everything that determines the stage's outputs.
+
+        That is inputs, factory, arguments, weights, precision, and what of its execution changes them.
+        """
         digest = hashlib.sha256()
-        facts = {
+        facts: dict[str, Any] = {
             "inputs": [tensor.model_dump(mode="json") for tensor in self.spec.inputs],
             "labels": len(self.spec.labels),
             "factory": stage.model.factory,
             "args": stage.model.args,
             "precision": stage.precision,
         }
+        if stage.execution.numerics:
+            facts["execution"] = stage.execution.numerics
         digest.update(json.dumps(facts, sort_keys=True).encode())
         weights = self.weights(stage)
         if weights is not None:

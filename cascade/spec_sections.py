@@ -1,4 +1,4 @@
-"""The sections of a spec that say how a ladder is served: deadlines, admission, limits, routers, autoscaling, data.
+"""The sections of a spec that say how a ladder is served: execution, deadlines, admission, limits, routers, and so on.
 
 Each holds by itself; what must fit together across sections, and the ladder itself, are in `cascade.spec`.
 """
@@ -16,6 +16,37 @@ class Part(BaseModel):
     """A section: unknown fields are mistakes, and docstrings are the documentation of the schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ExecutionSpec(Part):
+    """How a stage's network is run.
+
+    What changes its outputs, be it by rounding, is off until it is asked for and belongs to the stage's digest. What changes
+    only its speed, and that on a GPU alone, is on.
+    """
+
+    cast_weights: bool = False
+    """Hold the weights in ``precision`` too, and compute everything in it: faster than float32 weights that are cast in
+    every batch (autocast), and less exact."""
+    channels_last: bool = False
+    """Lay images out with their channels innermost, as half-precision convolutions on tensor cores want them."""
+    compile: bool = False
+    """On a GPU, fuse the network's operations with torch.compile. Takes up to minutes at each start of a replica, once for
+    each bucket."""
+    graphs: bool = True
+    """On a GPU, record the network at each bucket as a CUDA graph and start it at once instead of kernel by kernel. A
+    network that cannot be recorded is run without, and the log says so."""
+    buckets: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=64)] | None = None
+    """On a GPU, batch sizes that batches are padded to, rising, the last one the stage's ``max_batch_size``; by default the
+    powers of two and that."""
+    in_flight: Annotated[int, Field(ge=1, le=8)] = 2
+    """On a GPU, batches that a replica may have under way: one computes while the next one's rows are copied."""
+
+    @property
+    def numerics(self) -> dict[str, bool]:
+        """What changes outputs, where it was asked for."""
+        switches = {"cast_weights": self.cast_weights, "channels_last": self.channels_last, "compile": self.compile}
+        return {name: True for name, on in switches.items() if on}
 
 
 class DeadlineSpec(Part):

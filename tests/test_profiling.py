@@ -6,7 +6,8 @@ import yaml
 from ladders import CLASSES, FEATURES, write_ladder
 
 from cascade.errors import ConfigError, SpecError
-from cascade.profiling import load_network, profile
+from cascade.models.fake_device import FakeDevice
+from cascade.profiling import load_network, measured_batches, profile
 from cascade.rows import read_rows
 from cascade.spec import Ladder
 
@@ -175,6 +176,21 @@ def test_the_service_profile_measures_growing_batches_up_to_the_largest(profiled
         assert all(0 < batch.median_s <= batch.p99_s for batch in stage.measured)
         assert stage.a_s + stage.b_s > 0
     service.check_belongs([stage.name for stage in ladder.spec.stages], ladder.stage_digests())
+
+
+def test_on_a_gpu_every_bucket_is_measured_at_both_its_ends(ladder):
+    stage = ladder.spec.stages[0]
+    found = load_network(ladder, stage, device=FakeDevice())
+    inputs, _ = read_rows(ladder, ladder.path(ladder.spec.data.test))
+    assert found.pipeline.buckets == (1, 2, 4, 8)
+    assert [batch.rows for batch in measured_batches(found, inputs, stage)] == [1, 2, 3, 4, 5, 8]
+
+
+def test_what_a_spec_says_of_execution_is_done(ladder):
+    how = {"graphs": False, "buckets": [3, 8], "in_flight": 5}
+    ladder = rewrite(ladder, lambda document: document["stages"][0].update(execution=how))
+    found = load_network(ladder, ladder.spec.stages[0], device=FakeDevice())
+    assert (found.pipeline.buckets, found.pipeline.graphed, found.in_flight) == ((3, 8), False, 5)
 
 
 def test_progress_never_goes_back_and_ends_at_one(profiled):

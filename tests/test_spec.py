@@ -88,6 +88,12 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("stages.0.max_batch_size", 0, ["stages.0.max_batch_size", "got 0"]),
         ("stages.0.max_batch_size", 2.5, ["stages.0.max_batch_size", "integer", "got 2.5"]),
         ("stages.0.replicas", "many", ["stages.0.replicas", "integer", "'many'"]),
+        ("stages.0.num_gpus", 2, ["stages.0.num_gpus", "less than or equal to 1", "got 2"]),
+        ("stages.0.execution", {"graph": True}, ["stages.0.execution.graph", "unknown field"]),
+        ("stages.0.execution", {"in_flight": 0}, ["stages.0.execution.in_flight", "got 0"]),
+        ("stages.0.execution", {"cast_weights": True}, ["stages.0", "cast_weights", "float32"]),
+        ("stages.0.execution", {"buckets": [4, 1, 32]}, ["stages.0", "rise", "32", "[4, 1, 32]"]),
+        ("stages.0.execution", {"buckets": [4, 16]}, ["stages.0", "end with max_batch_size 32", "[4, 16]"]),
         ("stages.0.precision", "int8", ["stages.0.precision", "'float32'", "'int8'"]),
         ("stages.0.model.factory", "no colon", ["stages.0.model.factory", "'no colon'"]),
         ("stages.0.model", {}, ["stages.0.model.factory", "required"]),
@@ -106,6 +112,12 @@ def test_a_wrong_field_is_told_by_place_allowed_and_given(path, value, mentions)
     for mention in mentions:
         assert mention in detail
     assert "pydantic" not in detail
+
+
+def test_a_stage_in_the_router_reserves_no_gpu():
+    document = changed("stages.0.placement", "router")
+    document["stages"][0]["num_gpus"] = 0.5
+    assert "num_gpus does not go with placement router" in refused(document)
 
 
 CLASSES = [{"name": "paying", "weight": 1.0, "max_loss": 0.05, "beyond_floor": "shed"}, {"name": "free", "weight": 0.25}]
@@ -263,6 +275,8 @@ def digests(spec: Path, change=lambda document: None) -> dict[str, str]:
         lambda d: d["stages"][0]["model"]["args"].update(sharpness=2.0),
         lambda d: d["stages"][0]["model"].update(factory="ladders:Other"),
         lambda d: d["stages"][0].update(precision="bfloat16"),
+        lambda d: d["stages"][0].update(execution={"channels_last": True}),
+        lambda d: d["stages"][0].update(execution={"compile": True}),
         lambda d: d["stages"][0]["model"].pop("weights"),
     ],
 )
@@ -288,11 +302,19 @@ def test_what_all_stages_see_is_part_of_every_digest(written, change):
     "change",
     [
         lambda d: d["stages"][0].update(cost=13.0, max_batch_size=4, replicas=3, base_price=0.1, threads=2),
+        lambda d: d["stages"][1].update(num_gpus=0.5, execution={"graphs": False, "buckets": [3, 8], "in_flight": 4}),
+        lambda d: d["stages"][0].update(execution={"channels_last": False}),
         lambda d: d.update(name="other", version="8", deadline={"default_s": 2.0}),
     ],
 )
 def test_how_a_stage_is_served_is_not_part_of_its_digest(written, change):
     assert digests(written) == digests(written, change)
+
+
+def test_a_digest_tells_weights_in_the_precision_from_autocast(written):
+    before = digests(written, lambda d: d["stages"][0].update(precision="float16"))
+    after = digests(written, lambda d: d["stages"][0].update(execution={"cast_weights": True}))
+    assert {name for name in before if before[name] != after[name]} == {"rough"}
 
 
 def test_a_digest_reads_the_weights_themselves(written):

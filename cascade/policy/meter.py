@@ -59,6 +59,8 @@ class RecentStage:
         batch_rows: mean rows of a batch; None without one.
         run_s: mean seconds of a batch, from sending to return; None without one.
         queued_s: mean seconds that a row of those batches had waited; None without one.
+        joules_per_row: energy that it reported for a row of those batches; None if it reports none, or without one.
+        idle_energy: share of that energy for time in which its devices had nothing to do; None without any.
     """
 
     share: float | None
@@ -66,6 +68,8 @@ class RecentStage:
     batch_rows: float | None
     run_s: float | None
     queued_s: float | None
+    joules_per_row: float | None = None
+    idle_energy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Recent:
         cut_short: share of the answered that the present prices would have sent on, but a full queue, a deadline, a budget
             or a failure kept; None if none was answered.
         cost: mean cost of an answered row, in the ladder's cost unit; None if none was answered.
+        joules: energy that the stages reported, for an answered row; None if none was answered, or no stage reports any.
         stages: cheapest first.
         classes: priority 1 first.
     """
@@ -113,6 +118,7 @@ class Recent:
     cost: float | None
     stages: tuple[RecentStage, ...]
     classes: tuple[RecentClass, ...]
+    joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ class _StageTotals:
     rows: int
     run_s: float
     queued_s: float
+    joules: float | None
+    idle_joules: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,15 @@ def _snapshot(now: float, counts: Counts) -> _Snapshot:
         cut_short=counts.degraded - sum(stage.answers[ExitReason.PRICE] for stage in counts.stages),
         cost=counts.cost,
         stages=tuple(
-            _StageTotals(sum(stage.answers.values()), stage.batches, stage.rows, stage.run_s, stage.queued_s)
+            _StageTotals(
+                sum(stage.answers.values()),
+                stage.batches,
+                stage.rows,
+                stage.run_s,
+                stage.queued_s,
+                stage.joules,
+                stage.idle_joules,
+            )
             for stage in counts.stages
         ),
         classes=tuple((entry.answered, entry.degraded, entry.shed) for entry in counts.classes),
@@ -207,8 +223,12 @@ def _between(old: _Snapshot, new: _Snapshot) -> Recent:
         return rows / seconds if seconds > 0 else 0.0
 
     stages = []
+    total_joules: float | None = None
     for before, after in zip(old.stages, new.stages, strict=True):
         batches, rows = after.batches - before.batches, after.rows - before.rows
+        joules = None if after.joules is None else after.joules - (before.joules or 0.0)
+        if joules is not None:
+            total_joules = joules + (total_joules or 0.0)
         stages.append(
             RecentStage(
                 share=_ratio(after.answered - before.answered, answered),
@@ -216,6 +236,8 @@ def _between(old: _Snapshot, new: _Snapshot) -> Recent:
                 batch_rows=_ratio(rows, batches),
                 run_s=_ratio(after.run_s - before.run_s, batches),
                 queued_s=_ratio(after.queued_s - before.queued_s, rows),
+                joules_per_row=None if joules is None else _ratio(joules, rows),
+                idle_energy=(after.idle_joules - before.idle_joules) / joules if joules else None,
             )
         )
     classes = []
@@ -234,6 +256,7 @@ def _between(old: _Snapshot, new: _Snapshot) -> Recent:
         cost=_ratio(new.cost - old.cost, answered),
         stages=tuple(stages),
         classes=tuple(classes),
+        joules=None if total_joules is None else _ratio(total_joules, answered),
     )
 
 

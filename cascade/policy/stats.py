@@ -18,6 +18,8 @@ class StageCounts:
         failures: batches that failed or were given up.
         queued_s: total time that the rows of those batches had waited.
         run_s: total time of those batches.
+        joules: total energy that the stage has reported; None as long as it has reported none.
+        idle_joules: the part of it for time in which its devices had nothing to do.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -28,6 +30,8 @@ class StageCounts:
     failures: int = 0
     queued_s: float = 0.0
     run_s: float = 0.0
+    joules: float | None = None
+    idle_joules: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,6 +83,18 @@ class Counts:
     def live(self) -> int:
         """Rows without an outcome yet."""
         return self.arrived - self.answered - self.shed - self.expired - self.failed - self.cancelled
+
+    def count_energy(self, stage: int, joules: float, idle_joules: float) -> None:
+        """Add energy that a stage has reported.
+
+        Args:
+            stage: which.
+            joules: all of it.
+            idle_joules: the part of it for time in which its device had nothing to do.
+        """
+        counts = self.stages[stage]
+        counts.joules = joules + (counts.joules or 0.0)
+        counts.idle_joules += idle_joules
 
     def count_shed(self, rows: int, place: int) -> None:
         """Add rows turned away; they have been counted as arrived.

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 
 import ray
+import torch
 from ray import serve
 
 from cascade.errors import ConfigError
@@ -50,14 +51,16 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, or a port is taken.
+        ConfigError: the spec or an artefact is wrong, a port is taken, or there are too few GPUs.
     """
     require_free(host, port, "--port")
     if grpc_port is not None:
         require_free(host, grpc_port, "--grpc-port")
     http, grpc = Address(host, port), None if grpc_port is None else Address(host, grpc_port)
     application = build(spec_argument(spec_path) if through_serve else spec_argument(spec_path, http, grpc))
-    needed = cpus_needed(Ladder.read(spec_path).spec)
+    spec = Ladder.read(spec_path).spec
+    require_gpus(spec, torch.cuda.device_count())
+    needed = cpus_needed(spec)
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -116,6 +119,23 @@ def require_free(host: str, port: int, option: str = "--port") -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from error
+
+
+def require_gpus(spec: CascadeSpec, here: int) -> None:
+    """Raise if the ladder's replicas reserve more GPUs than there are: Serve would wait for them without end.
+
+    Args:
+        spec: the ladder.
+        here: GPUs of this machine.
+
+    Raises:
+        ConfigError: they do.
+    """
+    needed = sum(stage.replicas * stage.num_gpus for stage in spec.stages)
+    if needed > here:
+        raise ConfigError(
+            f"the replicas of the stages reserve {needed:g} GPUs, this machine has {here}; lower num_gpus or replicas"
+        )
 
 
 def cpus_needed(spec: CascadeSpec) -> int:

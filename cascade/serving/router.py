@@ -271,6 +271,8 @@ class Router:
         expected = (len(batch.walks), self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
+        if result.energy is not None:
+            self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None

@@ -2,7 +2,8 @@
 
 A replica computes in a thread of its own, so that health checks are answered meanwhile. Several routers send only their part
 of a full batch each and know nothing of one another; the replica puts together what they have sent at about the same time,
-so that the network sees full batches however many routers there are.
+so that the network sees full batches however many routers there are. On a GPU a full batch is begun while the one before it
+still runs, so that the device has something to do while results travel.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Condition
 from time import perf_counter
 
@@ -17,10 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
+from cascade.models.device import Device
+from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
 from cascade.profiling import load_network
 from cascade.simulation.cluster import GATHER_SHARE
 from cascade.spec import Ladder
+
+Call = tuple[Arrays, Future[StageResult]]
+"""The inputs of a call, and what its caller waits for."""
 
 
 class Passes:
@@ -32,13 +39,18 @@ class Passes:
     (the simulator's replicas do the same): the calls of two routers would else take turns in half-full passes for ever. A
     lone caller is never waited for.
 
+    Where the network can have several passes under way, a second thread waits for their ends. A pass is then begun behind
+    another one only if it is full: one that is not may still grow until its turn comes, and loses nothing by that.
+
     A pass that fails is run again call by call, so that one call's failure is not that of the others.
 
     Args:
         run: the network; used by one thread at a time.
         max_rows: rows in a pass; a single call may have more.
         gather_share: see above.
-        nice: how far the thread yields the CPU to others on the machine.
+        nice: how far the threads yield the CPU to others on the machine.
+        begin: begins a pass, and returns what waits for its end; None where the network does one at a time.
+        in_flight: passes that may be under way at a time.
     """
 
     def __init__(
@@ -47,23 +59,25 @@ class Passes:
         max_rows: int,
         gather_share: float = GATHER_SHARE,
         nice: int = 0,
+        *,
+        begin: Callable[[Arrays], Callable[[], StageResult]] | None = None,
+        in_flight: int = 1,
     ) -> None:
         self._run = run
+        self._begin = begin
+        self._in_flight = in_flight
         self._max_rows = max_rows
         self._gather_share = gather_share
-        self._waiting: deque[tuple[Arrays, Future[StageResult]]] = deque()
+        self._waiting: deque[Call] = deque()
         self._rows = 0
         self._arrived = 0
         self._changed = Condition()
         self._wanted = 0
         self._gather_until_s = 0.0
-        self._thread = ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix="cascade-stage",
-            # Of the calling thread alone, on Linux: the thread that answers calls and health checks keeps its own.
-            initializer=os.nice,
-            initargs=(nice,),
-        )
+        self._under_way = 0
+        self._ended_s = 0.0
+        self._thread = _thread("cascade-stage", nice)
+        self._ends = None if begin is None else _thread("cascade-stage-ends", nice)
 
     def submit(self, inputs: Arrays) -> Future[StageResult]:
         """Let a call wait for its pass.
@@ -88,21 +102,27 @@ class Passes:
         return result
 
     def _next(self) -> None:
-        """Run the next pass, if any call waits."""
+        """Run or begin the next pass, if any call waits."""
         with self._changed:
             if not self._waiting:
                 return
-            self._changed.wait_for(
-                lambda: self._arrived >= self._wanted or self._rows >= self._max_rows,
-                max(0.0, self._gather_until_s - perf_counter()),
-            )
+            while not self._may_begin():
+                # While another pass is under way only its end, or a full pass, changes anything.
+                self._changed.wait(None if self._under_way else max(0.0, self._gather_until_s - perf_counter()))
             calls = self._take()
-        if calls:
-            self._pass(calls)
+            if not calls:
+                return
+            self._under_way += 1
+        self._pass(calls)
 
-    def _take(self) -> list[tuple[Arrays, Future[StageResult]]]:
+    def _may_begin(self) -> bool:
+        if self._rows >= self._max_rows:
+            return self._under_way < self._in_flight
+        return not self._under_way and (self._arrived >= self._wanted or perf_counter() >= self._gather_until_s)
+
+    def _take(self) -> list[Call]:
         """The longest beginning of the queue that makes a pass, at least one call, without those that were cancelled."""
-        calls: list[tuple[Arrays, Future[StageResult]]] = []
+        calls: list[Call] = []
         rows = 0
         while self._waiting:
             inputs, result = self._waiting[0]
@@ -116,13 +136,36 @@ class Passes:
                 rows += own
         return calls
 
-    def _pass(self, calls: list[tuple[Arrays, Future[StageResult]]]) -> None:
+    def _pass(self, calls: list[Call]) -> None:
         began_s = perf_counter()
-        outcomes = self._outcomes([inputs for inputs, _ in calls])
+        inputs = [call for call, _ in calls]
+        if self._begin is None or self._ends is None:
+            self._end(calls, began_s, self._outcomes(inputs))
+            return
+        wait: Callable[[], StageResult] | None = None
+        with suppress(Exception):  # whose it is comes out when the calls are run one by one
+            wait = self._begin(inputs[0] if len(inputs) == 1 else _joined(inputs))
+        self._ends.submit(self._wait, calls, began_s, wait)
+
+    def _wait(self, calls: list[Call], began_s: float, wait: Callable[[], StageResult] | None) -> None:
+        """In the second thread: take the end of a pass that was begun."""
+        inputs = [call for call, _ in calls]
+        try:
+            if wait is None:
+                raise RuntimeError("the pass could not be begun")
+            outcomes: list[StageResult | Exception] = list(_parts(inputs, wait()))
+        except Exception:
+            outcomes = [outcome for call in inputs for outcome in self._outcomes([call])]
+        self._end(calls, began_s, outcomes)
+
+    def _end(self, calls: list[Call], began_s: float, outcomes: list[StageResult | Exception]) -> None:
         done_s = perf_counter()
         with self._changed:
             self._wanted = self._arrived + len(calls)
-            self._gather_until_s = done_s + self._gather_share * (done_s - began_s)
+            self._gather_until_s = done_s + self._gather_share * (done_s - max(began_s, self._ended_s))
+            self._ended_s = done_s
+            self._under_way -= 1
+            self._changed.notify()
         for (_, result), outcome in zip(calls, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 result.set_exception(outcome)
@@ -133,7 +176,7 @@ class Passes:
         """What came of each call: together if that works, else one by one."""
         if len(calls) > 1:
             try:
-                return list(self._together(calls))
+                return list(_parts(calls, self._run(_joined(calls))))
             except Exception:  # of any of them; which one, the next lines tell
                 return [outcome for call in calls for outcome in self._outcomes([call])]
         try:
@@ -141,14 +184,26 @@ class Passes:
         except Exception as error:
             return [error]
 
-    def _together(self, calls: list[Arrays]) -> list[StageResult]:
-        sizes = [_rows(call) for call in calls]
-        joined = self._run({name: np.concatenate([call[name] for call in calls]) for name in calls[0]})
-        rows = sum(sizes)
-        if len(joined.logits) != rows:
-            raise ValueError(f"{rows} rows came back as {len(joined.logits)}")
-        parts = np.split(joined.logits, np.cumsum(sizes[:-1]))
-        return [StageResult(part, joined.run_s * size / rows) for part, size in zip(parts, sizes, strict=True)]
+
+def _thread(name: str, nice: int) -> ThreadPoolExecutor:
+    # The niceness is of that thread alone, on Linux: the one that answers calls and health checks keeps its own.
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=os.nice, initargs=(nice,))
+
+
+def _joined(calls: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+
+def _parts(calls: list[Arrays], joined: StageResult) -> list[StageResult]:
+    """The result of a pass as those of its calls."""
+    if len(calls) == 1:
+        return [joined]
+    sizes = [_rows(call) for call in calls]
+    rows = sum(sizes)
+    if len(joined.logits) != rows:
+        raise ValueError(f"{rows} rows came back as {len(joined.logits)}")
+    logits = np.split(joined.logits, np.cumsum(sizes[:-1]))
+    return [joined.part(part, size / rows) for part, size in zip(logits, sizes, strict=True)]
 
 
 def _rows(inputs: Arrays) -> int:
@@ -168,23 +223,39 @@ class StageReplica:
     Args:
         ladder: the ladder.
         index: which of its stages.
+        device: where it runs; None for what `load_network` chooses.
     """
 
-    def __init__(self, ladder: Ladder, index: int) -> None:
+    def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
         stage = ladder.spec.stages[index]
-        self._passes = Passes(load_network(ladder, stage).run, stage.max_batch_size, nice=stage.nice)
+        self._network = load_network(ladder, stage, device=device, meter=True)
+        pipelined = self._network.pipeline is not None
+        self._passes = Passes(
+            self._network.run,
+            stage.max_batch_size,
+            nice=stage.nice,
+            begin=self._network.begin if pipelined else None,
+            in_flight=self._network.in_flight,
+        )
 
-    async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float]:
+    async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float, tuple[float, float] | None]:
         """Run one batch.
 
         Args:
             inputs: one contiguous array [n, *row] for each input.
 
         Returns:
-            The logits [n, classes], and the seconds that the network took for these rows; see `Passes.submit`.
+            The logits [n, classes], the seconds that the network took for these rows, see `Passes.submit`, and where they
+            are measured joules and idle joules, see `Energy`.
         """
         result = await asyncio.wrap_future(self._passes.submit(inputs))
-        return result.logits, result.run_s
+        energy = result.energy
+        return result.logits, result.run_s, None if energy is None else (energy.joules, energy.idle_joules)
+
+    def check_health(self) -> None:
+        """Called by Serve now and then; raises where only another process can help."""
+        if self._network.lost:
+            raise RuntimeError("the GPU failed for good in this process")
 
 
 class ReplicaStage:
@@ -200,5 +271,5 @@ class ReplicaStage:
 
     async def run(self, inputs: Arrays) -> StageResult:
         """Run one batch on one of the replicas."""
-        logits, run_s = await self._run.remote(inputs)
-        return StageResult(logits, run_s)
+        logits, run_s, energy = await self._run.remote(inputs)
+        return StageResult(logits, run_s, None if energy is None else Energy(*energy))

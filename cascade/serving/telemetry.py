@@ -73,6 +73,10 @@ RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "tim
 QUEUE_SECONDS = _counter(
     "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
 )
+JOULES = _counter("cascade_stage_energy_joules_total", "joules", STAGE, "energy of its GPUs, idle time included")
+IDLE_JOULES = _counter(
+    "cascade_stage_idle_energy_joules_total", "joules", STAGE, "the part of it for time in which they had nothing to do"
+)
 CLASS_ANSWERS = _counter("cascade_class_answers_total", "rows", CLASS, "rows answered")
 CLASS_DEGRADED = _counter("cascade_class_degraded_rows_total", "rows", CLASS, "rows answered degraded")
 CLASS_SHED = _counter("cascade_class_shed_rows_total", "rows", CLASS, "rows turned away at the door")
@@ -169,6 +173,8 @@ class Telemetry:
             self._grow(STAGE_FAILURES, stage.failures, name)
             self._grow(RUN_SECONDS, stage.run_s, name)
             self._grow(QUEUE_SECONDS, stage.queued_s, name)
+            self._grow(JOULES, stage.joules or 0.0, name)
+            self._grow(IDLE_JOULES, stage.idle_joules, name)
         for priority, of_class in enumerate(counts.classes, start=1):
             self._grow(CLASS_ANSWERS, of_class.answered, str(priority))
             self._grow(CLASS_DEGRADED, of_class.degraded, str(priority))
@@ -276,6 +282,8 @@ def live_statistics(
             batch_rows=lately.batch_rows,
             run_s=lately.run_s,
             queued_s=lately.queued_s,
+            joules_per_row=lately.joules_per_row,
+            idle_energy=lately.idle_energy,
         )
     accuracy = disagreement = None
     if estimate is not None and estimate.accuracy is not None and estimate.accuracy_se is not None:
@@ -290,6 +298,7 @@ def live_statistics(
         shed_per_s=recent.shed_per_s,
         expired_per_s=recent.expired_per_s,
         cost=recent.cost,
+        joules=recent.joules,
         window_s=recent.seconds,
         certified_loss=plan.certified_loss(recent.cut_short or 0.0),
         predicted_accuracy=None if estimate is None else estimate.predicted,

@@ -27,6 +27,8 @@ class StageLive:
         batch_rows: mean rows of a batch.
         run_s: mean seconds of a batch.
         queued_s: mean seconds that a row waited before it.
+        joules_per_row: energy of a row that it ran, idle time of its devices included; None where it is not measured.
+        idle_energy: share of that energy for time in which its devices had nothing to do.
     """
 
     price: Figure
@@ -38,6 +40,8 @@ class StageLive:
     batch_rows: Figure = None
     run_s: Figure = None
     queued_s: Figure = None
+    joules_per_row: Figure = None
+    idle_energy: Figure = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class LiveStatistics:
         shed_per_s: rows a second turned away at the door, in the window.
         expired_per_s: rows a second that no stage answered in time, in the window.
         cost: mean cost of the window's answered rows, in the ladder's cost unit.
+        joules: mean energy of the window's answered rows, of the stages that measure theirs; None if none does.
         window_s: length of the window; less than usual just after the start.
         certified_loss: bound of the loss at the present prices, see `Certificate.bound_at`.
         predicted_accuracy: mean calibrated probability of being right, of the answers of the last minutes.
@@ -98,6 +103,7 @@ class LiveStatistics:
     shed_per_s: Figure
     expired_per_s: Figure = None
     cost: Figure = None
+    joules: Figure = None
     window_s: Figure = None
     certified_loss: Figure = None
     predicted_accuracy: Figure = None
@@ -124,9 +130,12 @@ class LiveStatistics:
             "batch_rows": {name: _finite(stage.batch_rows) for name, stage in stages.items()},
             "run_s": {name: _finite(stage.run_s) for name, stage in stages.items()},
             "queued_s": {name: _finite(stage.queued_s) for name, stage in stages.items()},
+            "joules_per_row": {name: _finite(stage.joules_per_row) for name, stage in stages.items()},
+            "idle_energy": {name: _finite(stage.idle_energy) for name, stage in stages.items()},
             "shed_per_s": _finite(self.shed_per_s),
             "expired_per_s": _finite(self.expired_per_s),
             "cost": _finite(self.cost),
+            "joules": _finite(self.joules),
             "window_s": _finite(self.window_s),
             "predicted_accuracy": _finite(self.predicted_accuracy),
             "audited_accuracy": _audited(self.audited_accuracy),

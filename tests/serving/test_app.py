@@ -13,13 +13,14 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.assembly import Artefacts, read_artefacts, stage_configs
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
+from cascade.models.fake_device import FakeDevice
 from cascade.models.stage import StageResult
 from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import CALLS, FAST_PATH, apply_local, slow_path_warning
-from cascade.serving.local import cpus_needed, require_free
+from cascade.serving.local import cpus_needed, require_free, require_gpus
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
 from cascade.spec import Ladder
@@ -217,6 +218,21 @@ async def test_a_replica_answers_a_batch_with_logits_and_its_own_time(calibrated
     assert result.run_s > 0
 
 
+async def test_a_replica_on_a_gpu_answers_the_same_and_says_when_its_device_is_lost(calibrated_ladder):
+    inputs = {"x": np.ones((3, 4), np.float32)}
+    # The model runs once to see its logits, three times at each of the buckets 1, 2, 4, 8, and at four sizes to warm up.
+    replica = StageReplica(calibrated_ladder, 2, FakeDevice(lost_after=3 * 4 + 4 + 1))
+    result = await ReplicaStage(LocalHandle(replica)).run(inputs)
+    expected = load_network(calibrated_ladder, calibrated_ladder.spec.stages[2]).run(inputs).logits
+    np.testing.assert_allclose(result.logits, expected, rtol=1e-5)
+    assert result.energy is None
+    replica.check_health()
+    with pytest.raises(RuntimeError, match="lost"):
+        await ReplicaStage(LocalHandle(replica)).run(inputs)
+    with pytest.raises(RuntimeError, match="for good"):
+        replica.check_health()
+
+
 def test_a_short_stage_runs_in_the_event_loop(calibrated_ladder):
     placed = place_here(calibrated_ladder, 0)
     assert isinstance(placed, InlineStage | ThreadStage)
@@ -278,6 +294,15 @@ def test_a_port_that_is_taken_is_told_before_ray_starts():
         with pytest.raises(ConfigError, match=str(port)):
             require_free("127.0.0.1", port)
     require_free("127.0.0.1", port)
+
+
+def test_a_ladder_that_reserves_more_gpus_than_there_are_is_refused_before_ray_starts(calibrated_ladder):
+    require_gpus(calibrated_ladder.spec, 0)
+    stages = tuple(stage.model_copy(update={"num_gpus": 0.25, "replicas": 2}) for stage in calibrated_ladder.spec.stages)
+    spec = changed(calibrated_ladder, {"stages": stages}).spec
+    require_gpus(spec, 2)
+    with pytest.raises(ConfigError, match=r"1\.5 GPUs, this machine has 1"):
+        require_gpus(spec, 1)
 
 
 def test_the_cpus_of_a_ladder_are_those_of_its_replicas_rounded_up(calibrated_ladder):

@@ -11,6 +11,7 @@ import pytest
 from ladders import SURE, UNSURE, config, fake_stages, judges, make_router, row, rows, told
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
+from cascade.models.energy import Energy
 from cascade.models.stage import StageResult
 from cascade.policy.request import ExitReason
 from cascade.serving.fakes import FakeStage
@@ -423,6 +424,19 @@ async def test_a_message_of_the_lowest_class_is_turned_away_first():
     with pytest.raises(Overloaded):
         await router.answer(row(SURE), 1, budget_s=2.0, priority=4)
     await asyncio.gather(inside, router.answer(row(SURE), 1, budget_s=2.0, priority=1))
+
+
+async def test_energy_that_a_stage_reports_is_counted_and_none_is_made_up_for_the_others():
+    class Reporting(FakeStage):
+        async def run(self, inputs):
+            result = await super().run(inputs)
+            return StageResult(result.logits, result.run_s, Energy(3.0, 1.0))
+
+    router = make_router([FakeStage(told(0)), Reporting(told(1))], [config(), config(cost=10.0)])
+    for _ in range(2):
+        await router.answer(row(UNSURE, SURE), 1, budget_s=1.0)
+    first, second = router.policy.counts.stages
+    assert (first.joules, second.joules, second.idle_joules) == (None, 6.0, 2.0)
 
 
 # -- stages in the router's own process --------------------------------------------------------------------------------

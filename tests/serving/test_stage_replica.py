@@ -1,14 +1,18 @@
 """A stage replica that runs several calls in one pass: each gets its own rows, its own failure and its part of the time."""
 
 import asyncio
-from threading import Event
+from threading import Event, Semaphore
 
 import numpy as np
 import pytest
+import torch
 from ladders import fake_ladder
+from torch import nn
 
 from cascade.assembly import router_rows, router_slots
-from cascade.models.stage import StageResult
+from cascade.models.energy import Energy
+from cascade.models.fake_device import FakeDevice
+from cascade.models.stage import Execution, StageResult, TorchStage
 from cascade.serving.stage import Passes
 
 SOON_S = 20.0
@@ -207,6 +211,149 @@ def test_a_lone_caller_is_not_waited_for(network):
     passes = Passes(network, 8, LONG)
     for value in (1, 2, 3):
         assert passes.submit(call(value)).result(SOON_S).logits.tolist() == logits(value)
+
+
+# -- several passes under way ------------------------------------------------------------------------------------------
+
+
+class Pipelined(Network):
+    """A network that begins passes at once and lets them end when it is told to.
+
+    Attributes:
+        ends: one release for each pass that may end.
+        begun_passes: released for each pass that has begun.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.gate.set()
+        self.ends = Semaphore(0)
+        self.begun_passes = Semaphore(0)
+
+    def begin(self, inputs):
+        copied = {name: array.copy() for name, array in inputs.items()}
+        if (copied["x"] == UNFIT).any():
+            raise ValueError("unfit")
+        self.begun_passes.release()
+
+        def wait():
+            assert self.ends.acquire(timeout=SOON_S)
+            return self(copied)
+
+        return wait
+
+    def run(self, inputs):
+        wait = self.begin(inputs)
+        self.ends.release()
+        return wait()
+
+    def have_begun(self, passes):
+        assert all(self.begun_passes.acquire(timeout=SOON_S) for _ in range(passes))
+
+
+UNFIT = 17.0
+
+
+@pytest.fixture
+def pipelined():
+    return Pipelined()
+
+
+def passes_of(network, in_flight=2, max_rows=4):
+    return Passes(network.run, max_rows, 0.0, begin=network.begin, in_flight=in_flight)
+
+
+def test_a_full_pass_is_begun_behind_the_one_that_runs(pipelined):
+    passes = passes_of(pipelined)
+    results = [passes.submit(call(value, value, value, value)) for value in (1, 2)]
+    pipelined.have_begun(2)
+    assert not pipelined.sizes  # and none has ended
+    pipelined.ends.release(2)
+    assert [result.result(SOON_S).logits.tolist() for result in results] == [logits(*[value] * 4) for value in (1, 2)]
+
+
+def test_no_more_passes_are_under_way_than_the_network_takes(pipelined):
+    passes = passes_of(pipelined, in_flight=2)
+    results = [passes.submit(call(value, value, value, value)) for value in (1, 2, 3)]
+    pipelined.have_begun(2)
+    pipelined.ends.release()
+    pipelined.have_begun(1)  # only now
+    pipelined.ends.release(2)
+    for value, result in zip((1, 2, 3), results, strict=True):
+        assert result.result(SOON_S).logits.tolist() == logits(*[value] * 4)
+
+
+def test_a_pass_that_is_not_full_grows_until_its_turn_comes(pipelined):
+    passes = passes_of(pipelined)
+    first = passes.submit(call(1))
+    pipelined.have_begun(1)
+    results = [passes.submit(call(value)) for value in (2, 3, 4)]
+    pipelined.ends.release(2)
+    assert [result.result(SOON_S).logits.tolist() for result in (first, *results)] == [logits(v) for v in (1, 2, 3, 4)]
+    assert pipelined.sizes == [1, 3]
+
+
+def test_a_pass_that_has_filled_up_meanwhile_need_not_wait_any_longer(pipelined):
+    passes = passes_of(pipelined)
+    first, second = passes.submit(call(1)), passes.submit(call(2, 3))
+    pipelined.have_begun(1)
+    third = passes.submit(call(4, 5))
+    pipelined.have_begun(1)
+    pipelined.ends.release(2)
+    got = [result.result(SOON_S).logits.tolist() for result in (first, second, third)]
+    assert got == [logits(1), logits(2, 3), logits(4, 5)]
+    assert pipelined.sizes == [1, 4]
+
+
+@pytest.mark.parametrize(("bad", "message"), [(POISON, "poison"), (UNFIT, "unfit")], ids=["at its end", "at its start"])
+def test_a_call_that_spoils_a_pass_under_way_fails_alone(pipelined, bad, message):
+    passes = passes_of(pipelined)
+    first = passes.submit(call(1, 1, 1, 1))
+    pipelined.have_begun(1)
+    good, spoilt, late = (passes.submit(call(*values)) for values in ((2, 3), (bad,), (4,)))
+    behind = passes.submit(call(5, 6, 7, 8))
+    pipelined.ends.release(3)
+    assert [each.result(SOON_S).logits.tolist() for each in (first, good, late, behind)] == [
+        logits(1, 1, 1, 1),
+        logits(2, 3),
+        logits(4),
+        logits(5, 6, 7, 8),
+    ]
+    with pytest.raises(ValueError, match=message):
+        spoilt.result(SOON_S)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_calls_get_their_own_rows_from_a_gpu_with_several_passes_under_way(seed, in_flight):
+    torch.manual_seed(0)
+    stage = TorchStage(Twice(), ["x"], device=FakeDevice(seed), execution=Execution(max_rows=6, in_flight=in_flight))
+    stage.warm_up({"x": np.zeros((1, 1), np.float32)}, [])
+    passes = Passes(stage.run, 6, begin=stage.begin, in_flight=stage.in_flight)
+    random = np.random.default_rng(seed)
+    values = [random.integers(100, 200, size=random.integers(1, 7)).tolist() for _ in range(60)]
+    results = [passes.submit(call(*each)) for each in values]
+    assert [result.result(SOON_S).logits.tolist() for result in results] == [logits(*each) for each in values]
+
+
+class Twice(nn.Module):
+    """Logits (x, 2 x)."""
+
+    def forward(self, x):
+        return torch.cat([x, 2 * x], dim=1)
+
+
+def test_the_parts_of_a_pass_add_up_to_its_energy():
+    stage = Network()
+    stage.gate.set()
+
+    def run(inputs):
+        return StageResult(stage(inputs).logits, 1.0, Energy(8.0, 2.0))
+
+    passes, _ = held(Network())
+    passes = Passes(run, 8, 0.0)
+    assert passes.submit(call(1, 2)).result(SOON_S).energy == Energy(8.0, 2.0)
+    assert run(call(1)).part(np.zeros((1, 2), np.float32), 0.25).energy == Energy(2.0, 0.5)
 
 
 # -- what each router may send -----------------------------------------------------------------------------------------

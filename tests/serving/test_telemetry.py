@@ -21,7 +21,7 @@ from cascade.serving.telemetry import METRICS, Metric, Monitor, Telemetry, live_
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-UNITS = {"seconds", "ratio", "rows", "rows/s", "requests", "batches", "audits", "replicas", "cost units", "gain"}
+UNITS = {"seconds", "ratio", "rows", "rows/s", "requests", "batches", "audits", "replicas", "cost units", "gain", "joules"}
 
 
 class Registry:
@@ -52,7 +52,18 @@ class Registry:
 def counted(scale: int = 1) -> Counts:
     """Counters in which everything has happened."""
     stages = tuple(
-        StageCounts(dict.fromkeys(ExitReason, scale), scale, scale, 2 * scale, 6 * scale, scale, 0.5 * scale, 0.25 * scale)
+        StageCounts(
+            dict.fromkeys(ExitReason, scale),
+            scale,
+            scale,
+            2 * scale,
+            6 * scale,
+            scale,
+            0.5 * scale,
+            0.25 * scale,
+            8.0 * scale,
+            2.0 * scale,
+        )
         for _ in range(2)
     )
     of_class = ClassCounts(5 * scale, 2 * scale, 3 * scale, scale)
@@ -112,7 +123,7 @@ def test_names_follow_the_conventions_of_prometheus():
         assert (metric.kind == "counter") == metric.name.endswith("_total")
         assert metric.unit in UNITS
         assert not {"application", "deployment", "replica", "route"} & set(metric.labels)  # Serve's own
-        for unit, word in (("seconds", "seconds"), ("ratio", "ratio"), ("rows/s", "per_second")):
+        for unit, word in (("seconds", "seconds"), ("ratio", "ratio"), ("rows/s", "per_second"), ("joules", "joules")):
             assert (metric.unit == unit) == (word in metric.name), metric.name
     # OpenMetrics knows a counter by its name without the suffix, which must not be that of another metric.
     stems = [name.removesuffix("_total") for name in names]
@@ -151,6 +162,8 @@ def test_the_values_that_are_published():
     assert registry["cascade_stage_rows_total", "small"] == 6
     assert registry["cascade_stage_queue_seconds_total", "small"] == 0.5
     assert registry["cascade_stage_run_seconds_total", "small"] == 0.25
+    assert registry["cascade_stage_energy_joules_total", "large"] == 8
+    assert registry["cascade_stage_idle_energy_joules_total", "large"] == 2
     assert registry["cascade_class_shed_rows_total", "2"] == 3
     assert registry["cascade_audits_total", "given_up"] == 4
     assert registry["cascade_arrivals_per_second",] == 100
@@ -248,6 +261,22 @@ def test_a_reading_of_a_policy_at_work():
     assert (reading.degraded, reading.cost) == (0.0, 1.0)
     assert [stage.share for stage in reading.stages.values()] == [1.0, 0.0]
     assert (reading.stages["small"].batch_rows, reading.stages["small"].run_s) == (3, 0.5)
+
+
+def test_energy_is_read_where_a_stage_reports_it_and_unknown_elsewhere():
+    policy, clock = two_stages(), [0.0]
+    registry = Registry()
+    monitor = monitor_of(policy, lambda: clock[0], telemetry=Telemetry(["small", "large"], registry.make))
+    policy.counts.answered, policy.counts.stages[1].rows = 10, 4
+    for _ in range(2):
+        policy.counts.count_energy(1, 3.0, 0.75)
+    clock[0] = 1.0
+    reading = monitor.read()
+    assert (reading.stages["small"].joules_per_row, reading.stages["small"].idle_energy) == (None, None)
+    assert (reading.stages["large"].joules_per_row, reading.stages["large"].idle_energy, reading.joules) == (1.5, 0.25, 0.6)
+    monitor.publish()
+    assert registry["cascade_stage_energy_joules_total", "large"] == 6
+    assert ("cascade_stage_energy_joules_total", ("small",)) not in registry.values
 
 
 def test_the_certified_loss_counts_the_rows_that_left_earlier_than_prices_say():

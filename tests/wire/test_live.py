@@ -10,7 +10,7 @@ import pytest
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 from cascade.wire.metadata import to_body
 
-STAGE = StageLive(0.02, 0.75, 500.0, 2, 3, 40.0, 4.0, 0.01, 0.002)
+STAGE = StageLive(0.02, 0.75, 500.0, 2, 3, 40.0, 4.0, 0.01, 0.002, 0.5, 0.2)
 OUT = StageLive(inf, 0.25, 0.0, 0, 0)
 FULL = LiveStatistics(
     rate=120.5,
@@ -19,6 +19,7 @@ FULL = LiveStatistics(
     shed_per_s=1.5,
     expired_per_s=0.0,
     cost=17.0,
+    joules=0.75,
     window_s=10.0,
     certified_loss=0.01,
     predicted_accuracy=0.93,
@@ -45,9 +46,12 @@ def test_the_document_of_a_ladder_at_work():
         "batch_rows": {"small": 4.0, "large": None},
         "run_s": {"small": 0.01, "large": None},
         "queued_s": {"small": 0.002, "large": None},
+        "joules_per_row": {"small": 0.5, "large": None},
+        "idle_energy": {"small": 0.2, "large": None},
         "shed_per_s": 1.5,
         "expired_per_s": 0.0,
         "cost": 17.0,
+        "joules": 0.75,
         "window_s": 10.0,
         "predicted_accuracy": 0.93,
         "audited_accuracy": {"value": 0.92, "standard_error": 0.01, "rows": 250},
