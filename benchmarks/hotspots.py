@@ -1,7 +1,7 @@
 """Where a system's CPU goes under load: its busiest Python processes sampled, everything else by thread and process.
 
-Stacks, from py-spy, say how a thread spends its time, the kernel's counters how much that is; threads without Python, such as those of
-gRPC, and processes without it, such as HAProxy, have only the counters. What a frame is for is in `groups`.
+Stacks, from py-spy, say how a thread spends its time, the kernel's counters how much that is; threads without Python, such
+as those of gRPC, and processes without it, such as HAProxy, have only the counters. What a frame is for is in `groups`.
 """
 
 import os

@@ -30,7 +30,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class Alarm:
-    """A timer that wakes the event loop within microseconds; the loop's own count whole milliseconds, more than some answers.
+    """A timer that wakes the event loop within microseconds; the loop's own count whole milliseconds.
 
     Args:
         ring: called in the loop when the timer has run out.

@@ -101,6 +101,7 @@ def _by_hand_tuned(python: str, bench: Bench, port: int, setting: Setting) -> St
         start.environ.update({name: str(free_port()) for name in HAPROXY_PORTS})
     else:
         start.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(port)
+        start.command.append("--no-proxy")
     start.command.append("--lean")
     return start
 
