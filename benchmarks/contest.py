@@ -100,8 +100,26 @@ class Contest:
                 except Missing as error:
                     self._give_up(contender, f"not installed: {error}")
 
-    def round(self, bench: Bench, contender: Contender, plan: Plan, number: int, setting: Setting | None = None) -> None:
-        """All measurements of one system on one ladder, once."""
+    def round(
+        self,
+        bench: Bench,
+        contender: Contender,
+        plan: Plan,
+        number: int,
+        *,
+        setting: Setting | None = None,
+        profiled: bool = False,
+    ) -> None:
+        """All measurements of one system on one ladder, once.
+
+        Args:
+            bench: the ladder.
+            contender: the system; nothing happens if it is missing.
+            plan: what to measure.
+            number: of the round.
+            setting: how to start it; as on the roster by default.
+            profiled: whether one more pass follows, in which its busiest processes are sampled.
+        """
         if contender.name in self.missing:
             return
         setting = setting or contender.settings[0]
@@ -128,26 +146,19 @@ class Contest:
             if plan.many and contender.name == OURS:
                 many = bench.messages["many"]
                 under(MANY, many, self._expected_of_many(found, check(system, many, stages)))
-
-    def profile(self, bench: Bench, contender: Contender, plan: Plan) -> None:
-        """One more pass under load, in which the busiest processes are sampled."""
-        if contender.name in self.missing:
-            return
-        requests = bench.messages[contender.form]
-        stages = [stage.name for stage in bench.ladder.spec.stages]
-        with self._or_without(contender), self.running(bench, contender, contender.settings[0]) as system:
-            found = check(system, requests, stages)
-            sampler = Sampler(system, self._folder / "stacks", plan.seconds)
-            seconds = plan.seconds + sampler.overhead_s
-            measure(system, requests, found, stages, PROFILED, warm_s=plan.warm_s, seconds=seconds, at_edge=sampler.at_edge)
-            facts = {"ladder": bench.title, "system": contender.name, "load": PROFILED.name}
-            self.profiles.append(facts | asdict(sampler.profile()))
+            if profiled:
+                sampler = Sampler(system, self._folder / "stacks", plan.seconds)
+                window = {"warm_s": plan.warm_s, "seconds": plan.seconds + sampler.overhead_s}
+                measure(system, requests, found, stages, PROFILED, **window, at_edge=sampler.at_edge)
+                which = {"ladder": bench.title, "system": contender.name, "load": PROFILED.name}
+                self.profiles.append(which | asdict(sampler.profile()))
 
     def floor(self, bench: Bench, plan: Plan, number: int) -> None:
         """The bare loop over batches."""
         command = [sys.executable, "-m", "benchmarks.peers.compute_floor", str(bench.spec), "--rows", str(len(bench.labels))]
         command += ["--warm-s", str(plan.warm_s), "--seconds", str(plan.seconds), "--batches", *map(str, BATCHES)]
-        done = subprocess.run(command, env=_environ(Start(command, {})), capture_output=True, text=True, check=False)
+        environ = os.environ | _environ(Start(command, {}))
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemFailed(f"the bare loop failed: {done.stderr[-2000:]}")
         document = orjson.loads(done.stdout)

@@ -114,7 +114,6 @@ def main(
     wait_s: Annotated[float, typer.Option(help="batch_wait_timeout_s of the stages.")] = 0.0,
     batched: Annotated[bool, typer.Option(help="Whether stages batch with @serve.batch.")] = True,
     lean: Annotated[bool, typer.Option("--lean", help="No access log, plain pickle between the deployments.")] = False,
-    proxy: Annotated[bool, typer.Option(help="Whether there is a proxy; without, the router has to listen itself.")] = True,
 ) -> None:
     """Serve a ladder by hand until SIGINT."""
     ladder = Ladder.read(spec)
@@ -129,8 +128,7 @@ def main(
         log_to_driver=False,
     )
     try:
-        location = "HeadOnly" if proxy else "Disabled"
-        serve.start(proxy_location=location, http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(application, name="by_hand", route_prefix="/")
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

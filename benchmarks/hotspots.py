@@ -49,14 +49,12 @@ class Profile:
 
     Attributes:
         shares: share of the system's CPU by group, largest first.
-        processes: cores by kind of process, largest first.
         kernel_share: share of the CPU spent in the kernel.
         cores: CPU in all, as cores.
         missed: why no stacks could be read; None if they could.
     """
 
     shares: dict[str, float]
-    processes: dict[str, float]
     kernel_share: float
     cores: float
     missed: str | None = None
@@ -177,14 +175,12 @@ def summed(
     """
     sampled = {pid for pid, _ in stacks}
     spent: Counter[str] = Counter()
-    processes: Counter[str] = Counter()
     kernel = 0.0
     for (pid, thread), now in closed.items():
         before = opened.get((pid, thread), Spent(0.0, 0.0, now.name))
         user, system = now.user_s - before.user_s, now.kernel_s - before.kernel_s
         cpu = user + system
         kernel += system
-        processes[kinds[pid]] += cpu
         counts = stacks.get((pid, thread))
         if counts is not None:
             for group, count in counts.items():
@@ -196,7 +192,6 @@ def summed(
     total = spent.total()
     return Profile(
         shares={group: cpu / total for group, cpu in spent.most_common() if cpu > 0},
-        processes={kind: cpu / seconds for kind, cpu in processes.most_common() if cpu / seconds >= 0.005},
         kernel_share=kernel / total if total else 0.0,
         cores=total / seconds,
         missed=missed,

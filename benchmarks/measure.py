@@ -67,7 +67,7 @@ class Point:
         p99_ms: 99th percentile of latency.
         first_p50_ms: median latency of the requests that leave at the first rung; None if there are none.
         cpu_ms: CPU of all processes of the system, milliseconds a request.
-        cpu_ms_by_process: the same by kind of process.
+        cpu_ms_by_process: the same by process, the busiest first.
         client_share: CPU of the load client, share of one core.
         late_ms: open loop only, 99th percentile of how late the client sent a request.
         other_share: CPU of everything else on the machine, share of one core: load that should not be there.
@@ -185,9 +185,12 @@ def _point(
     opened, closed = edges
     spent = closed.system
     spent.subtract(opened.system)
-    by_process: Counter[str] = Counter()
-    for pid, spent_s in spent.items():
-        by_process[system.kind(pid)] += spent_s
+    by_process: dict[str, float] = {}
+    for pid, spent_s in spent.most_common():
+        # Workers that were forked have one title: the busiest is called by it, the next "title 2".
+        kind = system.kind(pid)
+        alike = sum(name.rpartition(" ")[0] == kind or name == kind for name in by_process)
+        by_process[f"{kind} {alike + 1}" if alike else kind] = spent_s
     system_s = sum(spent.values())
     client_s = closed.client_s - opened.client_s
     answered = len(answers.rows)
@@ -208,7 +211,7 @@ def _point(
         p99_ms=float(p99_ms),
         first_p50_ms=float(np.median(latencies_ms[at_first])) if any(at_first) else None,
         cpu_ms=1e3 * system_s / answered,
-        cpu_ms_by_process={kind: round(1e3 * s / answered, 4) for kind, s in by_process.most_common() if s > 0},
+        cpu_ms_by_process={kind: round(1e3 * s / answered, 4) for kind, s in by_process.items() if s > 0},
         client_share=client_s / answers.seconds,
         late_ms=float(np.quantile(answers.late_s, 0.99)) * 1e3 if len(answers.late_s) else None,
         other_share=max(0.0, closed.machine_s - opened.machine_s - system_s - client_s) / answers.seconds,

@@ -95,13 +95,15 @@ def _by_hand(python: str, bench: Bench, port: int, setting: Setting) -> Start:
 
 
 def _by_hand_tuned(python: str, bench: Bench, port: int, setting: Setting) -> Start:
-    start = _by_hand(python, bench, port, setting)
+    direct = "RAY_SERVE_ENABLE_HA_PROXY" not in setting.environ
+    # With direct ingress the router itself listens where the client asks, and Serve's proxy, which starts all the same,
+    # somewhere else.
+    start = _by_hand(python, bench, free_port() if direct else port, setting)
     start.environ.update(ONE_MACHINE)
-    if "RAY_SERVE_ENABLE_HA_PROXY" in setting.environ:
-        start.environ.update({name: str(free_port()) for name in HAPROXY_PORTS})
-    else:
+    if direct:
         start.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(port)
-        start.command.append("--no-proxy")
+    else:
+        start.environ.update({name: str(free_port()) for name in HAPROXY_PORTS})
     start.command.append("--lean")
     return start
 

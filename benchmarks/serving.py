@@ -40,8 +40,8 @@ COMMON_RATE = 60.0
 """Requests a second that every system sustains on the two cheapest rungs, the hand-written one with Serve's defaults too."""
 NAMES = (*(contender.name for contender in ROSTER), COMPUTE_FLOOR)
 
-console = Console(stderr=True)
-result_console = Console()
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+result_console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 def main(
@@ -68,7 +68,7 @@ def main(
     names = chosen(only)
     contenders = [contender for contender in ROSTER if contender.name in names]
     rounds = 1 if quick else rounds
-    warm_s, seconds = (0.5, 2.0) if quick else (1.0, 4.0)
+    warm_s, seconds = (0.5, 2.0) if quick else (1.0, 3.5)
     cheap = Plan(CLOSED, COMMON_RATE, half=True, many=True, warm_s=warm_s, seconds=seconds)
     whole = Plan(CLOSED[1:2], None, half=True, many=False, warm_s=warm_s, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="cascade-benchmark-") as name:
@@ -86,12 +86,11 @@ def main(
             show_settings(contest.points, result_console)
             return
         for number in range(rounds):
-            play(contest, benches[0], contenders, cheap, number, COMPUTE_FLOOR in names)
+            bare_loop = COMPUTE_FLOOR in names
+            play(contest, benches[0], contenders, cheap, number, bare_loop, profiled=number == rounds - 1)
             if number < WHOLE_ROUNDS:
                 entered = [contender for contender in contenders if contender.whole_ladder]
-                play(contest, benches[1], entered, whole, number, COMPUTE_FLOOR in names)
-        for contender in contenders:
-            contest.profile(benches[0], contender, cheap)
+                play(contest, benches[1], entered, whole, number, bare_loop)
         ours = next((contender for contender in contenders if contender.name == OURS), None)
         kept = contest.memory(benches[0], ours) if memory and ours is not None else None
     arguments = ["--quick"] if quick else ["--rounds", str(rounds)]
@@ -136,12 +135,20 @@ def chosen(only: str) -> set[str]:
     return names or set(NAMES)
 
 
-def play(contest: Contest, bench: Bench, contenders: Sequence[Contender], plan: Plan, number: int, bare_loop: bool) -> None:
+def play(
+    contest: Contest,
+    bench: Bench,
+    contenders: Sequence[Contender],
+    plan: Plan,
+    number: int,
+    bare_loop: bool,
+    profiled: bool = False,
+) -> None:
     """One round on one ladder, every other time from the last system to the first, so that a slow drift favours nobody."""
     if bare_loop:
         contest.floor(bench, plan, number)
     for contender in contenders if number % 2 == 0 else reversed(contenders):
-        contest.round(bench, contender, plan, number)
+        contest.round(bench, contender, plan, number, profiled=profiled)
 
 
 def tuned(contest: Contest, bench: Bench, contenders: Sequence[Contender], plan: Plan, rounds: int) -> None:
@@ -150,7 +157,7 @@ def tuned(contest: Contest, bench: Bench, contenders: Sequence[Contender], plan:
     for number in range(rounds):
         for contender in contenders:
             for setting in contender.settings:
-                contest.round(bench, contender, closed, number, setting)
+                contest.round(bench, contender, closed, number, setting=setting)
 
 
 def facts(bench: Bench, found: dict[tuple[str, str], list[Given | None]], contenders: Sequence[Contender]) -> dict[str, Any]:

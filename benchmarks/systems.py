@@ -112,7 +112,7 @@ class System:
         name = Path(title).name
         if name.startswith("python") and "-m" in words[:-1]:
             return f"python {words[words.index('-m') + 1].rpartition('.')[2]}"
-        return name
+        return "python worker" if "--multiprocessing-fork" in words else name
 
     def router_rss_bytes(self) -> int:
         """Resident memory of the router replica."""

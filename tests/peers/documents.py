@@ -35,7 +35,7 @@ def point(system: str, load: str, throughput: float, *, ladder: str = CHEAP, rou
 
 def profile(system: str, shares: dict[str, float], **more: Any) -> dict[str, Any]:
     """What a profile came to."""
-    made = {"processes": {"router": 1.0}, "kernel_share": 0.25, "cores": 1.0, "missed": None}
+    made = {"kernel_share": 0.25, "cores": 1.0, "missed": None}
     return {"ladder": CHEAP, "system": system, "load": "32 connections", "shares": shares, **made, **more}
 
 
