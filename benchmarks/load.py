@@ -16,7 +16,9 @@ import uvloop
 
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""Ends an answer without content-length; JSON text cannot end in it, and the other server always announces a length."""
+"""Ends an answer without content-length; JSON text cannot end in it, and a server of binary answers announces a length."""
+PATIENCE_S = 60.0
+"""A server that gives no answer at all for so long has stopped giving any."""
 
 
 class LoadError(Exception):
@@ -83,6 +85,7 @@ class _Run:
     limit: float
     answers: Answers = field(default_factory=Answers)
     sent: int = 0
+    came: int = 0
     recording: bool = True
     stopping: bool = False
 
@@ -110,6 +113,7 @@ class _Connection(Exchange):
 
     def answered(self, raw: bytes) -> None:
         run = self._run
+        run.came += 1
         if run.recording:
             run.answers.latencies_s.append(time.perf_counter() - self._sent_s)
             run.answers.rows.append(self._row)
@@ -154,7 +158,7 @@ def send_all(port: int, requests: Sequence[bytes], connections: int, count: int 
     async def run() -> Answers:
         state = _Run(requests, len(requests) if count is None else count)
         started = time.perf_counter()
-        await _connected(port, state, connections)
+        await _finished(asyncio.ensure_future(_connected(port, state, connections)), state)
         state.answers.seconds = time.perf_counter() - started
         return state.answers
 
@@ -195,10 +199,22 @@ def send_for(
         state.answers.seconds = time.perf_counter() - opened
         at_edge()
         state.stopping = True
-        await load
+        await _finished(load, state)
         return state.answers
 
     return in_loop(run)
+
+
+async def _finished(load: asyncio.Future[None], state: _Run) -> None:
+    """Wait for the last answers, for as long as some still come."""
+    while True:
+        before = state.came
+        done, _ = await asyncio.wait((load,), timeout=PATIENCE_S)
+        if done:
+            return load.result()
+        if state.came == before:
+            load.cancel()
+            raise LoadError(f"{state.sent - state.came} requests have had no answer for {PATIENCE_S:g} s")
 
 
 async def _connected(port: int, state: _Run, connections: int) -> None:

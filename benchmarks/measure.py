@@ -14,7 +14,7 @@ import orjson
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.load import Answers, header, send_all, send_for, status_and_body
+from benchmarks.load import Answers, LoadError, header, send_all, send_for, status_and_body
 from benchmarks.open_loop import send_at_rate
 from benchmarks.systems import System
 from cascade.wire.client import decode_answer
@@ -194,6 +194,8 @@ def _point(
     system_s = sum(spent.values())
     client_s = closed.client_s - opened.client_s
     answered = len(answers.rows)
+    if not answered:
+        raise LoadError(f"not one answer in {answers.seconds:.1f} s under {load.name}")
     latencies_ms = np.asarray(answers.latencies_s) * 1e3
     p50_ms, p99_ms = np.quantile(latencies_ms, (0.5, 0.99))
     at_first = [expected[row] is not None and expected[row].stage == stages[0] for row in answers.rows]

@@ -213,7 +213,9 @@ def _missing(document: dict[str, Any]) -> list[str]:
 
 
 def caption(ladder: dict[str, Any]) -> str:
-    """What a reader must know of a ladder."""
+    """What a reader must know of a ladder; of its answers only if there were some."""
+    if ladder["accuracy"] is None:
+        return f"{ladder['title']}: {', '.join(ladder['stages'])}"
     return (
         f"{ladder['title']}: {', '.join(ladder['stages'])}; accuracy {ladder['accuracy']:.2%}; {ladder['escalated']:.0%} of "
         "the rows go past the first rung"
