@@ -79,6 +79,7 @@ class Sampler:
         self._folder = folder
         self._seconds = seconds
         self._before = system.cpu_s()
+        self._program = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
         self._edges: list[Threads] = []
         self._spies: dict[int, subprocess.Popen[bytes]] = {}
         folder.mkdir(exist_ok=True)
@@ -89,34 +90,46 @@ class Sampler:
             spent = self._system.cpu_s()
             spent.subtract(self._before)
             busiest = [int(pid) for pid, seconds in spent.most_common() if seconds > 0 and runs_python(int(pid))]
-            for pid in busiest[:SAMPLED]:
-                self._spies[pid] = self._spy(pid)
+            self._spies = {pid: self._spy(pid) for pid in busiest[:SAMPLED]} if self._program else {}
         self._edges.append(threads_of(map(int, self._system.cpu_s())))
 
     def profile(self) -> Profile:
         """What came of it, once the window has closed."""
         stacks: dict[tuple[int, int], Counter[str]] = {}
-        missed = []
+        missed = None if self._program else "py-spy is not installed"
         for pid, spy in self._spies.items():
-            _, errors = spy.communicate(timeout=WAIT_S)
+            failure = failure_of(spy)
             path = self._path(pid)
-            if spy.returncode or not path.is_file():
-                missed.append(errors.decode(errors="replace").strip().splitlines()[-1:])
-            else:
+            if failure is None and path.is_file():
                 for thread, counts in grouped(path.read_text().splitlines()).items():
                     stacks[pid, thread] = counts
+            else:
+                missed = failure or "py-spy wrote nothing"
         opened, closed = self._edges
         kinds = {pid: self._system.kind(str(pid)) for pid, _ in closed}
-        return summed(opened, closed, stacks, kinds, self._seconds + ATTACH_S, str(missed[0]) if missed else None)
+        return summed(opened, closed, stacks, kinds, self._seconds + ATTACH_S, missed)
 
     def _spy(self, pid: int) -> "subprocess.Popen[bytes]":
-        spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or "py-spy"
         options = ["--format", "raw", "--threads", "--rate", str(RATE_HZ), "--duration", str(int(self._seconds))]
-        command = [spy, "record", "--pid", str(pid), *options, "--output", str(self._path(pid))]
+        command = [str(self._program), "record", "--pid", str(pid), *options, "--output", str(self._path(pid))]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def _path(self, pid: int) -> Path:
         return self._folder / f"{pid}.txt"
+
+
+def failure_of(spy: "subprocess.Popen[bytes]") -> str | None:
+    """Why a py-spy failed, None if it did not; one that does not end is killed, as a profile may not end a benchmark."""
+    try:
+        _, errors = spy.communicate(timeout=WAIT_S)
+    except subprocess.TimeoutExpired:
+        spy.kill()
+        spy.communicate()
+        return f"py-spy did not end within {WAIT_S:g} s"
+    if not spy.returncode:
+        return None
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"py-spy exited with {spy.returncode}"
 
 
 def runs_python(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which systems stand beside each other, how each is started, and the settings that were tried for it. Data, mostly.
+"""Which systems stand beside each other, how each is started, and the settings of it that are worth comparing. Data, mostly.
 
 Knows commands, environments and forms of requests; starts nothing and measures nothing. The first setting of a system is the
 one that is measured; ``--tune`` compares it with the others.
@@ -48,7 +48,7 @@ class Contender:
         what: what it is, for a reader of the tables.
         start: from the interpreter to use, the ladder, the port and the setting, how to start it.
         form: which of a ladder's messages it takes.
-        settings: those tried, the one that is measured first.
+        settings: those to compare, the one that is measured first.
         peer: name of its environment; None if it runs in ours.
         settle_s: seconds from its first answer until it has settled.
         answers: whether it answers with labels; a floor need not.

@@ -1,11 +1,13 @@
 """Profiles put into groups: whose time a stack is, and what becomes of threads and processes that run no Python."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
 from benchmarks import groups
-from benchmarks.hotspots import Spent, grouped, summed
+from benchmarks.hotspots import Spent, failure_of, grouped, summed
 
 START = "Thread._bootstrap (threading.py:1002);Thread.run (threading.py:982)"
 
@@ -70,3 +72,12 @@ def test_a_thread_that_began_in_the_window_counts_from_nothing() -> None:
 
 def test_nothing_spent_is_no_profile() -> None:
     assert summed({}, {}, {}, {}, seconds=1.0).shares == {}
+
+
+def test_a_sampler_that_fails_says_why_and_one_that_does_not_has_nothing_to_say() -> None:
+    def ran(code: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+
+    assert failure_of(ran("")) is None
+    assert failure_of(ran("import sys; sys.exit('first\\nPermission denied')")) == "Permission denied"
+    assert failure_of(ran("import sys; sys.exit(3)")) == "py-spy exited with 3"
