@@ -28,8 +28,8 @@ unit: $(VENV)/dev  ## the tests that need no cluster: under a minute or two
 ray: $(VENV)/dev  ## the tests against a real local Ray: minutes
 	$(BIN)/pytest -m ray -q
 
-bench: $(VENV)/dev  ## the serving benchmark; writes its table into docs/results.md
-	$(BIN)/python benchmarks/serving.py
+bench: $(VENV)/dev  ## the server beside its peers, under half an hour; writes its table into docs/results.md
+	$(BIN)/python -m benchmarks.serving --memory
 
 loadtest: $(VENV)/dev  ## start the server and two baselines, put them under load, print the verdict on the server
 	$(BIN)/python -m loadtests.run --set short

@@ -1,7 +1,9 @@
 """The cascade that a Ray Serve user would write by hand: a router deployment, one stage deployment a rung, `@serve.batch`.
 
-Serve's defaults: its Python proxy, no environment variables; one handle call for each request and rung. Networks, weights
-and the exit rule are those of the ladder, so that it answers every row as cascade does; only the serving differs.
+Serve's defaults: its Python proxy, no environment variables; one handle call for each request and rung. With ``--lean``, and
+the environment that `roster` gives it, every setting by which Serve promises throughput; still one call for each request and
+rung. Networks, weights and the exit rule are those of the ladder, so that it answers every row as cascade does; only the
+serving differs.
 """
 
 import signal
@@ -14,6 +16,7 @@ import ray
 import typer
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 
 from cascade.assembly import read_artefacts
@@ -42,11 +45,24 @@ class Stage:
         return list(self._network.run({"image": np.stack(images)}).logits)
 
 
+class UnbatchedStage:
+    """One rung: one network, a row at a time."""
+
+    def __init__(self, ladder: Ladder, index: int, _wait_s: float) -> None:
+        self._network = load_network(ladder, ladder.spec.stages[index])
+
+    async def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Logits of one image."""
+        return self._network.run({"image": image[np.newaxis]}).logits[0]
+
+
 class Router:
     """Asks the rungs in turn until one is sure enough."""
 
-    def __init__(self, ladder: Ladder, *stages: DeploymentHandle) -> None:
-        self._stages = stages
+    def __init__(self, ladder: Ladder, lean: bool, *stages: DeploymentHandle) -> None:
+        # Plain pickle costs a fraction of cloudpickle, and arrays need nothing more.
+        form = {"request_serialization": "pickle", "response_serialization": "pickle"} if lean else {}
+        self._stages = [stage.options(**form) for stage in stages]
         self._judges = [stage.judge() for stage in read_artefacts(ladder)[0].stages]
         self._prices = ladder.spec.base_prices
 
@@ -70,20 +86,25 @@ class Router:
         return bool(continuation_value(gains, index, behind, self._prices)[0] > self._prices[index + 1])
 
 
-def build(ladder: Ladder, stage_ongoing: int, wait_s: float) -> serve.Application:
+def build(ladder: Ladder, stage_ongoing: int, wait_s: float, batched: bool, lean: bool) -> serve.Application:
     """Bind the deployments; they reserve as much of the machine as the ladder's own."""
+    logging = {"logging_config": LoggingConfig(enable_access_log=False)} if lean else {}
     stages = [
         serve.deployment(
-            name=stage.name, max_ongoing_requests=stage_ongoing, ray_actor_options={"num_cpus": stage.num_cpus}
-        )(Stage).bind(ladder, index, wait_s)
+            name=stage.name,
+            max_ongoing_requests=stage_ongoing,
+            ray_actor_options={"num_cpus": stage.num_cpus},
+            **logging,
+        )(Stage if batched else UnbatchedStage).bind(ladder, index, wait_s)
         for index, stage in enumerate(ladder.spec.stages)
     ]
     router = serve.deployment(
         name="router",
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": ladder.spec.router.num_cpus},
+        **logging,
     )(Router)
-    return router.bind(ladder, *stages)
+    return router.bind(ladder, lean, *stages)
 
 
 def main(
@@ -91,10 +112,12 @@ def main(
     port: Annotated[int, typer.Option()] = 8200,
     stage_ongoing: Annotated[int, typer.Option(help="max_ongoing_requests of the stages.")] = 128,
     wait_s: Annotated[float, typer.Option(help="batch_wait_timeout_s of the stages.")] = 0.0,
+    batched: Annotated[bool, typer.Option(help="Whether stages batch with @serve.batch.")] = True,
+    lean: Annotated[bool, typer.Option("--lean", help="No access log, plain pickle between the deployments.")] = False,
 ) -> None:
     """Serve a ladder by hand until SIGINT."""
     ladder = Ladder.read(spec)
-    application = build(ladder, stage_ongoing, wait_s)
+    application = build(ladder, stage_ongoing, wait_s, batched, lean)
     # As `cascade serve` starts it: no dashboard, no logs to the driver; neither is to make the difference.
     ray.init(
         address="local",

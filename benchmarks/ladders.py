@@ -1,9 +1,10 @@
 """The two ladders that are measured, derived from a shipped one: its two cheapest rungs, and the whole of it.
 
-Knows specs and calibration; starts nothing and runs no model. Both get a long deadline, so that no answer is degraded by
-load: the two servers must give the same answers for their speeds to be comparable.
+Knows specs, calibration and the forms of a request; starts nothing and runs no model. Both get a long deadline, so that no
+answer is degraded by load: the servers must give the same answers for their speeds to be comparable.
 """
 
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,13 @@ from cascade.spec import Ladder
 from cascade.wire.client import encode_request
 
 DEADLINE_S = 30.0
-"""Far beyond any latency of either system."""
-ESCALATED_SHARE = 0.3
+"""Far beyond any latency of any system."""
+ESCALATED_SHARE = 0.2
 """Of the calibration rows, with two rungs; the shipped price of the second would send almost all of them on."""
+MANY = 32
+"""Rows of a request that holds many."""
+PREDICT = "/predict"
+"""Where the systems that have no protocol of their own take a row."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,15 @@ class Bench:
         spec: path of its spec.
         ladder: the ladder.
         labels: true labels of the rows that are sent, [rows].
-        ours: a request of each row for cascade, whole HTTP messages.
-        theirs: a request of each row for the hand-written cascade.
+        messages: whole HTTP messages, by form: ``protocol``, a request of each row as cascade takes it; ``many``, requests
+            of `MANY` rows in the same form; ``raw``, bodies that are nothing but the pixels; ``base64``, JSON with a text.
     """
 
     title: str
     spec: Path
     ladder: Ladder
     labels: NDArray[np.int64]
-    ours: list[bytes]
-    theirs: list[bytes]
+    messages: dict[str, list[bytes]]
 
 
 def derive(shipped: Path, folder: Path, rungs: int | None, rows: int, title: str) -> Bench:
@@ -74,14 +78,28 @@ def derive(shipped: Path, folder: Path, rungs: int | None, rows: int, title: str
     ladder = Ladder.read(path)
     inputs, labels = read_rows(ladder, ladder.path(ladder.spec.data.test))
     images = inputs["image"][:rows]
+    return Bench(title, path, ladder, labels[:rows], messages(ladder, images))
+
+
+def messages(ladder: Ladder, images: NDArray[np.uint8]) -> dict[str, list[bytes]]:
+    """Every form of request of these rows; see `Bench`."""
     tensor = ladder.spec.inputs[0].tensor
     target = f"/v2/models/{ladder.spec.name}/infer"
-    ours = []
-    for row in range(len(images)):
-        body, headers = encode_request([(tensor, images[row : row + 1])], outputs=["label"])
-        ours.append(_message(target, headers, body))
-    theirs = [_message("/", {"content-type": "application/octet-stream"}, image.tobytes()) for image in images]
-    return Bench(title, path, ladder, labels[:rows], ours, theirs)
+
+    def protocol(rows: int) -> list[bytes]:
+        found = []
+        for first in range(0, len(images) - rows + 1, rows):
+            body, headers = encode_request([(tensor, images[first : first + rows])], outputs=["label"])
+            found.append(_message(target, headers, body))
+        return found
+
+    octets, json = {"content-type": "application/octet-stream"}, {"content-type": "application/json"}
+    return {
+        "protocol": protocol(1),
+        "many": protocol(MANY),
+        "raw": [_message(PREDICT, octets, image.tobytes()) for image in images],
+        "base64": [_message(PREDICT, json, b'{"images":["%s"]}' % b64encode(image.tobytes())) for image in images],
+    }
 
 
 def _recalibrate(source: Ladder, path: Path, document: dict[str, object]) -> None:

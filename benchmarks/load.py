@@ -7,15 +7,18 @@ the run, so that the client takes as little as it can of the machine that it sha
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 import uvloop
 
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""Ends an answer without content-length; JSON text cannot end in it, and the other server always announces a length."""
+"""Ends an answer without content-length; JSON text cannot end in it, and a server of binary answers announces a length."""
+PATIENCE_S = 60.0
+"""A server that gives no answer at all for so long has stopped giving any."""
 
 
 class LoadError(Exception):
@@ -29,52 +32,29 @@ class Answers:
     Attributes:
         rows: which request each answer belongs to.
         raw: the answers, status line to body.
-        latencies_s: seconds from the first byte sent to the last byte received.
+        latencies_s: seconds to the last byte received: from the first byte sent, in an open loop from when it was due.
         seconds: how long the window was open.
+        late_s: open loop only, seconds from when each request was due to when the client sent it.
+        unanswered: open loop only, requests of the window that had no answer when the client gave up.
     """
 
     rows: array = field(default_factory=lambda: array("q"))
     raw: list[bytes] = field(default_factory=list)
     latencies_s: array = field(default_factory=lambda: array("d"))
     seconds: float = 0.0
+    late_s: array = field(default_factory=lambda: array("d"))
+    unanswered: int = 0
 
 
-@dataclass
-class _Run:
-    """The state that all connections of one run share."""
+class Exchange(asyncio.Protocol):
+    """One connection with at most one request under way; what an answer means is for the subclass."""
 
-    requests: Sequence[bytes]
-    limit: float
-    answers: Answers = field(default_factory=Answers)
-    sent: int = 0
-    recording: bool = True
-    stopping: bool = False
-
-
-class _Connection(asyncio.Protocol):
-    """One connection with at most one request under way."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
+    def __init__(self) -> None:
         self._buffer = b""
         self._length = 0.0
-        self._row = 0
-        self._sent_s = 0.0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-
-    def send(self) -> None:
-        run = self._run
-        if run.stopping or run.sent >= run.limit:
-            self.done.set_result(None)
-            self._transport.close()
-            return
-        self._row = run.sent % len(run.requests)
-        run.sent += 1
-        self._sent_s = time.perf_counter()
-        self._transport.write(run.requests[self._row])
 
     def data_received(self, data: bytes) -> None:
         if self._buffer:
@@ -90,11 +70,54 @@ class _Connection(asyncio.Protocol):
             self._buffer = data
             return
         self._buffer, self._length = b"", 0.0
+        self.answered(data)
+
+    def answered(self, raw: bytes) -> None:
+        """An answer has come, whole."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Run:
+    """The state that all connections of one run share."""
+
+    requests: Sequence[bytes]
+    limit: float
+    answers: Answers = field(default_factory=Answers)
+    sent: int = 0
+    came: int = 0
+    recording: bool = True
+    stopping: bool = False
+
+
+class _Connection(Exchange):
+    """A connection of a closed loop: the next request leaves when the answer has come."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+        self._row = 0
+        self._sent_s = 0.0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def send(self) -> None:
         run = self._run
+        if run.stopping or run.sent >= run.limit:
+            self.done.set_result(None)
+            self._transport.close()
+            return
+        self._row = run.sent % len(run.requests)
+        run.sent += 1
+        self._sent_s = time.perf_counter()
+        self._transport.write(run.requests[self._row])
+
+    def answered(self, raw: bytes) -> None:
+        run = self._run
+        run.came += 1
         if run.recording:
             run.answers.latencies_s.append(time.perf_counter() - self._sent_s)
             run.answers.rows.append(self._row)
-            run.answers.raw.append(data)
+            run.answers.raw.append(raw)
         self.send()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,11 +158,11 @@ def send_all(port: int, requests: Sequence[bytes], connections: int, count: int 
     async def run() -> Answers:
         state = _Run(requests, len(requests) if count is None else count)
         started = time.perf_counter()
-        await _connected(port, state, connections)
+        await _finished(asyncio.ensure_future(_connected(port, state, connections)), state)
         state.answers.seconds = time.perf_counter() - started
         return state.answers
 
-    return _in_loop(run)
+    return in_loop(run)
 
 
 def send_for(
@@ -176,10 +199,22 @@ def send_for(
         state.answers.seconds = time.perf_counter() - opened
         at_edge()
         state.stopping = True
-        await load
+        await _finished(load, state)
         return state.answers
 
-    return _in_loop(run)
+    return in_loop(run)
+
+
+async def _finished(load: asyncio.Future[None], state: _Run) -> None:
+    """Wait for the last answers, for as long as some still come."""
+    while True:
+        before = state.came
+        done, _ = await asyncio.wait((load,), timeout=PATIENCE_S)
+        if done:
+            return load.result()
+        if state.came == before:
+            load.cancel()
+            raise LoadError(f"{state.sent - state.came} requests have had no answer for {PATIENCE_S:g} s")
 
 
 async def _connected(port: int, state: _Run, connections: int) -> None:
@@ -190,6 +225,7 @@ async def _connected(port: int, state: _Run, connections: int) -> None:
     await asyncio.gather(*(connection.done for _, connection in opened))
 
 
-def _in_loop(run: Callable[[], object]) -> Answers:
+def in_loop(run: Callable[[], Coroutine[Any, Any, Answers]]) -> Answers:
+    """Run a load in an event loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())

@@ -86,11 +86,12 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = derive(SPEC, folder, None, 1000, "shipped ladder")
-        kinds = {"served": bench.ours, "shed": [request.replace(b"\r\n", b"\r\n" + IMPATIENT, 1) for request in bench.ours]}
+        served = bench.messages["protocol"]
+        kinds = {"served": served, "shed": [request.replace(b"\r\n", b"\r\n" + IMPATIENT, 1) for request in served]}
         command = [str(Path(sys.executable).parent / "cascade"), "serve", str(bench.spec), "--port", str(port)]
         system = System(command, port, folder / "server.log")
         try:
-            console.print(f"first answer after {system.wait_for_answer(bench.ours[0]):.1f} s")
+            console.print(f"first answer after {system.wait_for_answer(served[0]):.1f} s")
             sleep(SETTLE_S)
             for number in range(1, rounds + 1):
                 for kind, requests in kinds.items():

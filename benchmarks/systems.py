@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -35,23 +35,24 @@ class System:
         command: how to start it.
         port: where it will listen, on this machine.
         log: file for what it prints.
+        environ: variables to add to its environment.
     """
 
-    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+    def __init__(self, command: Sequence[str], port: int, log: Path, environ: Mapping[str, str] | None = None) -> None:
         self.port = port
         self._log = log
         self._mark = uuid.uuid4().hex
-        # Neither system gets a setting of Ray from the caller's shell; the fast path is cascade's own to set.
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        # No system gets a setting of Ray from the caller's shell; the fast path is cascade's own to set.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         # A token of its own keeps Ray from writing one into the home directory.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        environ |= {MARK: self._mark, "RAY_USAGE_STATS_ENABLED": "0", **token}
+        inherited |= {MARK: self._mark, "RAY_USAGE_STATS_ENABLED": "0", **token, **(environ or {})}
         self._family: dict[int, psutil.Process] = {}
         self._spent_s: dict[int, float] = {}
         self.started_s = time.perf_counter()
         with log.open("wb") as output:
             self._server = subprocess.Popen(
-                command, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command, env=inherited, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def wait_for_answer(self, request: bytes, timeout_s: float = 180.0) -> float:
@@ -102,11 +103,16 @@ class System:
         return spent
 
     def kind(self, pid: str) -> str:
-        """What a process of it is for, as Ray titles it."""
+        """What a process of it is for: as Ray titles it, or the module that a Python was started with, or its program."""
         process = self._family[int(pid)]
         words = _quiet(process.cmdline) or [_quiet(process.name) or "?"]
         title = words[0].split(" ")[0]
-        return title.split("#")[0] if title.startswith("ray::") else Path(title).name
+        if title.startswith("ray::"):
+            return title.split("#")[0]
+        name = Path(title).name
+        if name.startswith("python") and "-m" in words[:-1]:
+            return f"python {words[words.index('-m') + 1].rpartition('.')[2]}"
+        return "python worker" if "--multiprocessing-fork" in words else name
 
     def router_rss_bytes(self) -> int:
         """Resident memory of the router replica."""
