@@ -47,10 +47,12 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, or a port is taken.
+        ConfigError: the spec or an artefact is wrong, or a port is taken or given twice.
     """
     application = build(spec_argument(spec_path))
     require_free(host, port, "--port")
+    if grpc_port == port:
+        raise ConfigError(f"HTTP and gRPC cannot both listen on port {port}; choose another --grpc-port")
     if grpc_port is not None:
         require_free(host, grpc_port, "--grpc-port")
     needed = cpus_needed(Ladder.read(spec_path).spec)

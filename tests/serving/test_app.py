@@ -17,8 +17,8 @@ from cascade.models.stage import StageResult
 from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
-from cascade.serving.environment import FAST_PATH, apply_local, slow_path_warning
-from cascade.serving.local import cpus_needed, require_free
+from cascade.serving.environment import FAST_PATH, GRPC, apply_local, free_port, slow_path_warning
+from cascade.serving.local import cpus_needed, require_free, running
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
 from cascade.spec import Ladder
@@ -230,6 +230,7 @@ def test_a_server_on_this_machine_sets_what_the_operator_has_not_set():
     environ = {first: "0", "OTHER": "x"}
     apply_local(environ)
     assert (environ[first], environ[second], environ["OTHER"]) == ("0", FAST_PATH[second], "x")
+    assert environ.items() >= GRPC.items()
     again = dict(environ)
     apply_local(again)
     assert again == environ
@@ -260,7 +261,15 @@ def test_a_port_that_is_taken_is_told_before_ray_starts():
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=str(port)):
             require_free("127.0.0.1", port)
+        with pytest.raises(ConfigError, match="choose another --grpc-port"):
+            require_free("127.0.0.1", port, "--grpc-port")
     require_free("127.0.0.1", port)
+
+
+def test_http_and_grpc_do_not_share_a_port(calibrated):
+    port = free_port()
+    with pytest.raises(ConfigError, match=f"both listen on port {port}"), running(calibrated, port=port, grpc_port=port):
+        pass
 
 
 def test_the_cpus_of_a_ladder_are_those_of_its_replicas_rounded_up(calibrated_ladder):
