@@ -23,8 +23,8 @@ GRPC: dict[str, str] = {
     # Calls beyond this many on one connection, which is all that a gRPC client has, would wait in the client, where no
     # deadline and no class counts. Serve's default is 100.
     "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": "1000",
-    # gRPC reads, and inflates, a message to its end before anybody can refuse it; Serve's default is 2 GiB. Twice the
-    # default of the spec's max_body_bytes, which a router checks afterwards: raise this with it.
+    # gRPC reads, and inflates, a message to its end before anybody can refuse it; Serve's default is 2 GiB. This is twice
+    # the default of the spec's max_body_bytes, which a router checks afterwards: raise this with it.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 << 20),
 }
 

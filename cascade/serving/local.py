@@ -51,9 +51,11 @@ def running(
         The URL of the server, which answers.
 
     Raises:
-        ConfigError: the spec or an artefact is wrong, a port is taken, or there are too few GPUs.
+        ConfigError: the spec or an artefact is wrong, a port is taken or given twice, or there are too few GPUs.
     """
     require_free(host, port, "--port")
+    if grpc_port == port:
+        raise ConfigError(f"HTTP and gRPC cannot both listen on port {port}; choose another --grpc-port")
     if grpc_port is not None:
         require_free(host, grpc_port, "--grpc-port")
     http, grpc = Address(host, port), None if grpc_port is None else Address(host, grpc_port)

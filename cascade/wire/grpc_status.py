@@ -30,8 +30,11 @@ _CODES: Final = {
 }
 """Code of each error; subclasses before their bases. Any other is INTERNAL."""
 
-_MAX_DETAILS_CHARS: Final = 1024
+_MAX_DETAILS_CHARS: Final = 600
 """Longest sentence: it travels in the trailers, of which clients take 8 KB in all, each character as up to twelve."""
+
+_TIMEOUT_LIMIT: Final = 10**8
+"""A timeout on the wire has at most eight digits."""
 
 
 class Status(NamedTuple):
@@ -98,7 +101,3 @@ def timeout_entry(remaining_s: float) -> tuple[str, str]:
         if micros // size < _TIMEOUT_LIMIT:
             return "grpc-timeout", f"{micros // size}{unit}"
     return "grpc-timeout", f"{_TIMEOUT_LIMIT - 1}S"
-
-
-_TIMEOUT_LIMIT: Final = 10**8
-"""A timeout on the wire has at most eight digits."""

@@ -27,6 +27,9 @@ from cascade.wire.tensors import (
 
 _DEFAULT_LIMITS: Final = Limits()
 
+_CHOICES: Final = ((bool, "bool_param"), (int, "int64_param"), (float, "double_param"), (str, "string_param"))
+"""Which member of an InferParameter holds a value of each type; to Python a bool is an int, so it comes first."""
+
 
 def read_message(kind: Any, payload: bytes) -> Any:
     """Parses a protobuf message.
@@ -147,7 +150,8 @@ def encode_response(
     """
     message = ModelInferResponse(model_name=model_name, model_version=model_version, id=request_id or "")
     for name, value in (parameters or {}).items():
-        setattr(message.parameters[name], _CHOICES[type(value)], value)
+        choice = next(choice for kind, choice in _CHOICES if isinstance(value, kind))
+        setattr(message.parameters[name], choice, value)
     for spec, array, raw in outputs:
         tensor = message.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         if raw:
@@ -155,7 +159,3 @@ def encode_response(
         else:
             to_typed(spec, array, tensor.contents)
     return message
-
-
-_CHOICES: Final = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
-"""Which member of an InferParameter holds a value of each type."""

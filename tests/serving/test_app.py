@@ -19,8 +19,8 @@ from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
-from cascade.serving.environment import CALLS, FAST_PATH, apply_local, slow_path_warning
-from cascade.serving.local import cpus_needed, require_free, require_gpus
+from cascade.serving.environment import CALLS, FAST_PATH, GRPC, apply_local, free_port, slow_path_warning
+from cascade.serving.local import cpus_needed, require_free, require_gpus, running
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
 from cascade.spec import Ladder
@@ -255,6 +255,7 @@ def test_a_server_on_this_machine_sets_what_the_operator_has_not_set():
     environ = {first: "0", "OTHER": "x"}
     apply_local(environ, through_serve=True)
     assert (environ[first], environ[second], environ["OTHER"]) == ("0", FAST_PATH[second], "x")
+    assert environ.items() >= GRPC.items()
     again = dict(environ)
     apply_local(again, through_serve=True)
     assert again == environ
@@ -293,6 +294,8 @@ def test_a_port_that_is_taken_is_told_before_ray_starts():
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=str(port)):
             require_free("127.0.0.1", port)
+        with pytest.raises(ConfigError, match="choose another --grpc-port"):
+            require_free("127.0.0.1", port, "--grpc-port")
     require_free("127.0.0.1", port)
 
 
@@ -303,6 +306,12 @@ def test_a_ladder_that_reserves_more_gpus_than_there_are_is_refused_before_ray_s
     require_gpus(spec, 2)
     with pytest.raises(ConfigError, match=r"1\.5 GPUs, this machine has 1"):
         require_gpus(spec, 1)
+
+
+def test_http_and_grpc_do_not_share_a_port(calibrated):
+    port = free_port()
+    with pytest.raises(ConfigError, match=f"both listen on port {port}"), running(calibrated, port=port, grpc_port=port):
+        pass
 
 
 def test_the_cpus_of_a_ladder_are_those_of_its_replicas_rounded_up(calibrated_ladder):

@@ -166,7 +166,7 @@ def test_tritonclient_reads_an_answer():
     labels = np.array([b"one", b""], dtype=object)
     scores = np.array([[0.5, -0.0], [1e-300, 2.0]])
     outputs = [(spec, array, True) for spec, array in zip(TWO_IN_TWO_OUT.outputs, (labels, scores), strict=True)]
-    parameters = {"a": True, "b": 7, "c": -0.5, "d": "text", "e": 2**40}
+    parameters = {"a": True, "b": 7, "c": -0.5, "d": "text", "e": 2**40, "f": np.float64(2.5)}
     message = encode_response("pair", "3", outputs, request_id="x", parameters=parameters)
     result = triton.InferResult(theirs.ModelInferResponse.FromString(message.SerializeToString()))
     assert_same(result.as_numpy("label"), labels)
