@@ -42,6 +42,8 @@ def test_no_element_of_any_datatype_is_lost_on_the_way(
     assert result.get_response().model_version == "7"
     with triton_http.InferenceServerClient(f"127.0.0.1:{every_datatype.port}", network_timeout=60) as http_client:
         over_http = http_client.infer("checksum", tensors(data, triton_http), timeout=PATIENT_US)
+    told = over_http.get_response()["parameters"]
+    assert not told["cascade_degraded"], told
     assert result.as_numpy("probabilities").tobytes() == over_http.as_numpy("probabilities").tobytes()
 
 
