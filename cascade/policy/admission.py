@@ -4,13 +4,13 @@ A row is admitted while the predicted wait for stage 0 is at most a share of its
 could still just finish would spend the whole slack in front of the cheapest stage and leave none to escalate in.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isfinite
 from random import Random
 
 from cascade.policy.capacity import StageCapacity
-from cascade.policy.commands import Batch, Shed
+from cascade.policy.commands import Shed
+from cascade.policy.under_way import UnderWay
 
 PRIORITY_STEP = 0.25
 """Each class below the first loses this fraction of the share, so that the lowest class is turned away first."""
@@ -63,23 +63,18 @@ class Admission:
         return Shed(self.retry_after_s(wait_s), wait_s, min(HOLD_FACTOR * lag_s, LONGEST_HOLD_S))
 
 
-def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, running: Iterable[Batch]) -> float:
+def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, under_way: UnderWay) -> float:
     """Seconds until the first row of a new message would begin on stage 0; infinite where that is out.
 
     Args:
         now: present instant.
         stage: stage 0.
         waiting: rows in its queue.
-        running: the batches that run, on any stage.
+        under_way: the batches that are with the stages.
     """
     if not stage.slots:
         return inf
-    first_free_s = 0.0
-    if not stage.free:
-        back = (batch.started_s + stage.service.predict(len(batch.walks)) for batch in running if batch.stage == 0)
-        # A batch that is overdue is expected to need as long again as it is overdue already.
-        first_free_s = min((abs(at_s - now) for at_s in back), default=0.0)
-    return predicted_wait_s(stage, waiting, first_free_s)
+    return predicted_wait_s(stage, waiting, 0.0 if stage.free else under_way.stage0_next_s(now, stage.service.predict))
 
 
 def predicted_wait_s(stage: StageCapacity, waiting: int, first_free_s: float) -> float:

@@ -15,7 +15,7 @@ from heapq import heapify, heapreplace
 from math import exp, inf
 
 from cascade.policy.classes import PROTECTED
-from cascade.policy.walk import Walk
+from cascade.policy.ranking import Entry
 
 TAU_S = 1.0
 """Memory of a tenant's arrival rate: a flood of ten times the fair rate is noticed within a tenth of it."""
@@ -24,8 +24,6 @@ REFRESH_S = 0.1
 MOST_TENANTS = 1024
 """Of more than these, the ones not seen for longest are forgotten."""
 
-Entry = tuple[float, int, Walk]
-"""A row in a queue: its key, its place among equals, and the row."""
 Lane = tuple[int, bool]
 """Rows that compete with each other alone: of one class, and protected or not."""
 Turns = dict[Lane, list[str]]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from builders import MS, at_stage0, judged, ladder, reasons, request, stage
+from builders import MS, at_stage0, batches, judged, ladder, reasons, request, stage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -171,9 +171,9 @@ def flooded(uncongested_rate: float):
         policy.arrived(now, [request(i, now, now, now, tenant="flood")])
         if i % 100 == 0:
             policy.arrived(now, [request(i, now, now, now, tenant="polite")])
-    policy.dispatch(2.0)
+    running = batches(policy.dispatch(2.0))
     policy.tick(2.0)
-    for batch in list(policy._running):
+    for batch in running:
         policy.completed(2.0, batch, judged(*[[0.0]] * len(batch.walks)))
     policy.set_prices([0.0, 0.5], uncongested_rate)
     return policy
