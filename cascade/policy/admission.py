@@ -40,19 +40,29 @@ class Admission:
     wait_share: float
     random: Random
 
-    def admits(self, wait_s: float, remaining_s: float, priority: int, patience: float = 1.0) -> bool:
-        """Whether a row may come in.
+    def longest_wait_s(self, remaining_s: float, priority: int, patience: float = 1.0) -> float:
+        """The longest predicted wait at which a row may come in, other than an infinite one.
 
         Args:
-            wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
             remaining_s: time to its deadline, infinite if it has none.
             priority: its class, 1 is the most important.
             patience: times the usual share that this row may wait.
         """
         if remaining_s <= 0:
-            return isfinite(wait_s)  # too late is not overload: the next dispatch says so
+            return inf  # too late is not overload: the next dispatch says so
         factor = max(1.0 - PRIORITY_STEP * (priority - 1), PRIORITY_STEP / 2)
-        return isfinite(wait_s) and wait_s <= patience * self.wait_share * factor * remaining_s
+        return patience * self.wait_share * factor * remaining_s
+
+    def admits(self, wait_s: float, remaining_s: float, priority: int, patience: float = 1.0) -> bool:
+        """Whether a row may come in.
+
+        Args:
+            wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
+            remaining_s: see `longest_wait_s`.
+            priority: see there.
+            patience: see there.
+        """
+        return isfinite(wait_s) and wait_s <= self.longest_wait_s(remaining_s, priority, patience)
 
     def retry_after_s(self, wait_s: float) -> int:
         """Whole seconds to stay away: the time to drain what waits, at least 1 s, times a jitter from 1 to `JITTER`."""
@@ -63,7 +73,7 @@ class Admission:
         return Shed(self.retry_after_s(wait_s), wait_s, min(HOLD_FACTOR * lag_s, LONGEST_HOLD_S))
 
 
-def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, under_way: UnderWay) -> float:
+def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, under_way: UnderWay, enough_s: float = -inf) -> float:
     """Seconds until the first row of a new message would begin on stage 0; infinite where that is out.
 
     Args:
@@ -71,10 +81,15 @@ def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, under_way: Und
         stage: stage 0.
         waiting: rows in its queue.
         under_way: the batches that are with the stages.
+        enough_s: a wait at which nobody asks further: one that is known to be no longer need not be exact.
     """
     if not stage.slots:
         return inf
-    return predicted_wait_s(stage, waiting, 0.0 if stage.free else under_way.stage0_next_s(now, stage.service.predict))
+    ahead_s = predicted_wait_s(stage, waiting, 0.0)
+    if stage.free:
+        return ahead_s
+    # Half of it, so that no rounding of a sum makes "no longer" longer.
+    return ahead_s + under_way.stage0_next_s(now, stage.service.predict, (enough_s - ahead_s) / 2)
 
 
 def predicted_wait_s(stage: StageCapacity, waiting: int, first_free_s: float) -> float:

@@ -61,7 +61,8 @@ class Door:
             tenant: who sent it.
         """
         stage0, admits = self._capacities[0], self._admission.admits
-        wait_s = lag_s + stage0_wait_s(now, stage0, len(self._queues[0]), self._under_way)
+        enough_s = self._admission.longest_wait_s(remaining_s, priority) - lag_s
+        wait_s = lag_s + stage0_wait_s(now, stage0, len(self._queues[0]), self._under_way, enough_s)
         if not admits(wait_s, remaining_s, priority) and not (
             admits(wait_s, remaining_s, priority, FAIR_PATIENCE) and self._share.holds(now, tenant, stage0.rows_per_s)
         ):

@@ -8,7 +8,6 @@ turns within what their class gets (see `cascade.policy.fairness`).
 """
 
 from collections.abc import Callable, Sequence
-from math import inf
 from operator import attrgetter
 
 from cascade.policy.alarms import Alarms
@@ -45,8 +44,8 @@ class StageQueue:
     def __init__(self) -> None:
         self._ranking = Ranking()
         self._here: dict[int, Entry] = {}  # by their place among equals, of which there is one for each row that ever came
-        self._late = Alarms(attrgetter("usable_until_s"))
-        self._impatient = Alarms(_out_of_patience_s)
+        self._late: Alarms | None = None  # these two are kept from when they are first needed, which may be never
+        self._impatient: Alarms | None = None
         self._protected = 0
         self._reach = Reach()
         self._sequence = 0
@@ -77,8 +76,10 @@ class StageQueue:
         entry = (key, self._sequence, walk)
         self._ranking.add(entry)
         self._here[self._sequence] = entry
-        self._late.add(entry, len(self._here))
-        self._impatient.add(entry, len(self._here))
+        if self._late is not None:
+            self._late.add(entry)
+        if self._impatient is not None:
+            self._impatient.add(entry)
         self._protected += key >= PROTECTED
 
     def remove(self, walk: Walk) -> None:
@@ -117,7 +118,9 @@ class StageQueue:
             gone = self._without(below)
         else:
             gone = self._left(self._ranking.least(len(self), below=reached))
-        impatient = [entry for entry in self._impatient.before(now, self._here) if entry[0] < PROTECTED]
+        if self._impatient is None:
+            self._impatient = Alarms(_out_of_patience_s, self._here)
+        impatient = [entry for entry in self._impatient.before(now) if entry[0] < PROTECTED]
         if not impatient:
             return gone
         gone += self._without(impatient)
@@ -165,7 +168,9 @@ class StageQueue:
         return self._take_feasible(now, size, predict)
 
     def _take_feasible(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
-        late = self._without(sorted(self._late.before(now + predict(1), self._here)))
+        if self._late is None:
+            self._late = Alarms(attrgetter("usable_until_s"), self._here)
+        late = self._without(sorted(self._late.before(now + predict(1))))
         size = min(size, len(self))
         best: list[Entry] = []
         best_rate, best_turns = -1.0, self._turns

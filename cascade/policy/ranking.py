@@ -1,4 +1,4 @@
-"""Rows in the order of their keys, of which there may be many. Knows entries and until when a row is usable; decides nothing.
+"""Rows in the order of their keys, however many. Knows entries and until when a row is usable; decides nothing.
 
 A sorted list, cut into blocks of bounded length: to put a row in or take one out moves one block, however many rows there
 are, and blocks are found by bisection. For each block it is known until when its rows are usable at the most, so that whole
@@ -47,10 +47,13 @@ class Ranking:
             blocks.append([entry])
             until_s.append(entry[2].usable_until_s)
             return
-        place = min(bisect_left(blocks, entry, key=_last), len(blocks) - 1)
+        place = 0
+        if len(blocks) > 1:  # most queues are of one block
+            place = min(bisect_left(blocks, entry, key=_last), len(blocks) - 1)
         block = blocks[place]
         insort(block, entry)
-        until_s[place] = max(until_s[place], entry[2].usable_until_s)
+        if entry[2].usable_until_s > until_s[place]:
+            until_s[place] = entry[2].usable_until_s
         if len(block) >= 2 * BLOCK:
             blocks.insert(place + 1, block[BLOCK:])
             until_s.insert(place + 1, until_s[place])

@@ -54,7 +54,7 @@ class UnderWay:
             batches.append(batch)
         return batches
 
-    def stage0_next_s(self, now: float, predict: Callable[[int], float]) -> float:
+    def stage0_next_s(self, now: float, predict: Callable[[int], float], enough_s: float = -inf) -> float:
         """Seconds until stage 0 is expected to give the next of its batches back; 0 if it has none.
 
         A batch that is overdue is expected to need as long again as it is overdue already.
@@ -62,11 +62,16 @@ class UnderWay:
         Args:
             now: present instant.
             predict: rows in a batch to the seconds it takes.
+            enough_s: if one of them is expected within this time, that is all the caller needs to know: the time of any
+                such batch is given then.
         """
         next_s = inf
         for rows, sent_s in self._stage0_sent_s.items():
             takes_s = predict(rows)
             # From this place on they are not overdue, the first is due first; before it they are, the last by least.
             place = bisect_left(sent_s, now, key=takes_s.__add__)
-            next_s = min([next_s, *(abs(at_s + takes_s - now) for at_s in sent_s[max(place - 1, 0) : place + 1])])
+            for at_s in sent_s[max(place - 1, 0) : place + 1]:
+                next_s = min(next_s, abs(at_s + takes_s - now))
+            if next_s <= enough_s:
+                break
         return next_s if next_s < inf else 0.0
