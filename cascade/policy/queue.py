@@ -147,24 +147,23 @@ class StageQueue:
         """
         batch, late = self._take(now, size, predict)
         if batch:
-            self._reach.taken(now, batch[-1].place[0], crowded=len(self) > 0 and len(batch) == size)
+            self._reach.taken(now, batch[-1].place[0], crowded=len(self._here) > 0 and len(batch) == size)
         return batch, late
 
     def _take(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
-        count = min(size, len(self))
+        count = min(size, len(self._here))
         if count == 0:
             return [], []
         finish = now + predict(count)
-        if self._several and count < len(self):
+        if self._several and count < len(self._here):
             chosen, turns = by_turns(list(self._ranking)[::-1], count, self._turns)
             if all(entry[2].usable_until_s >= finish for entry in chosen):
                 self._turns = turns
                 return self._without(chosen), []
         else:
-            chosen = self._ranking.top(count)
-            if all(entry[2].usable_until_s >= finish for entry in chosen):
-                self._ranking.pop(count)
-                return self._left(chosen), []
+            most = self._ranking.pop(count, finish)
+            if most is not None:
+                return self._left(most), []
         return self._take_feasible(now, size, predict)
 
     def _take_feasible(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:

@@ -28,9 +28,9 @@ class Ranking:
     __slots__ = ("_blocks", "_size", "_usable_until_s")
 
     def __init__(self) -> None:
-        # No block is empty. Beside each of them, an instant after which none of its rows is usable.
-        self._blocks: list[list[Entry]] = []
-        self._usable_until_s: list[float] = []
+        # No block is empty but the only one. Beside each of them, an instant after which none of its rows is usable.
+        self._blocks: list[list[Entry]] = [[]]
+        self._usable_until_s = [-inf]
         self._size = 0
 
     def __len__(self) -> int:
@@ -43,10 +43,6 @@ class Ranking:
         """Put an entry in."""
         blocks, until_s = self._blocks, self._usable_until_s
         self._size += 1
-        if not blocks:
-            blocks.append([entry])
-            until_s.append(entry[2].usable_until_s)
-            return
         place = 0
         if len(blocks) > 1:  # most queues are of one block
             place = min(bisect_left(blocks, entry, key=_last), len(blocks) - 1)
@@ -61,22 +57,22 @@ class Ranking:
 
     def remove(self, walk: Walk) -> None:
         """Take out a row that is in it."""
-        place = bisect_left(self._blocks, walk.place, key=_last)
+        place = bisect_left(self._blocks, walk.place, key=_last) if len(self._blocks) > 1 else 0
         block = self._blocks[place]
         index = bisect_left(block, walk.place)
         assert block[index][2] is walk
         del block[index]
         self._size -= 1
-        if len(block) < BLOCK // 2:
+        if len(block) < BLOCK // 2 and len(self._blocks) > 1:
             self._join(place)
 
     def least(self, count: int, below: float = inf) -> list[Entry]:
         """Take out the least entries, at most ``count`` and only those of a key below ``below``; least first."""
         taken: list[Entry] = []
         limit = (below,)
-        while self._blocks and len(taken) < count:
+        while len(taken) < count:
             block = self._blocks[0]
-            cut = min(count - len(taken), len(block) if block[-1] < limit else bisect_left(block, limit))
+            cut = min(count - len(taken), bisect_left(block, limit))
             if not cut:
                 break
             taken += block[:cut]
@@ -86,17 +82,21 @@ class Ranking:
         self._size -= len(taken)
         return taken
 
-    def top(self, count: int) -> list[Entry]:
-        """The greatest entries, at most so many; greatest first. They stay."""
+    def pop(self, count: int, until_s: float) -> list[Entry] | None:
+        """Take out the greatest entries, so many; greatest first. None, and nothing is taken, if not all of them are usable.
+
+        Args:
+            count: how many, at most as many as there are.
+            until_s: until when their rows must be usable at least.
+        """
         found: list[Entry] = []
         for block in reversed(self._blocks):
-            found += block[: -(count - len(found)) - 1 : -1]
+            found += block[: len(found) - count - 1 : -1]
             if len(found) == count:
                 break
-        return found
-
-    def pop(self, count: int) -> None:
-        """Take out the greatest entries, so many."""
+        for entry in found:
+            if entry[2].usable_until_s < until_s:
+                return None
         self._size -= count
         while count:
             block = self._blocks[-1]
@@ -105,6 +105,7 @@ class Ranking:
             count -= cut
             if not block:
                 self._drop(-1)
+        return found
 
     def usable(self, until_s: float, count: int) -> list[Entry]:
         """The greatest entries whose rows are usable until then at least, at most so many; greatest first. They stay."""
@@ -137,5 +138,7 @@ class Ranking:
                 return
 
     def _drop(self, place: int) -> None:
-        del self._blocks[place]
-        del self._usable_until_s[place]
+        """A block is empty."""
+        if len(self._blocks) > 1:
+            del self._blocks[place]
+            del self._usable_until_s[place]
