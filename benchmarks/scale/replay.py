@@ -11,15 +11,17 @@ import gc
 import json
 import pickle
 import sys
-import tracemalloc
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from time import process_time
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from cascade.policy.commands import Abandon, Batch, Command, Reply, Run, Shed
 from cascade.policy.gain import Judgement
@@ -202,21 +204,25 @@ def measure(recording: Recording, rounds: int, limit_s: float) -> Figures:
         policy.counts.live,
         sum(map(policy.waiting, range(len(recording.stages)))),
         sum(capacity.busy for capacity in policy.capacities),
-        *_memory(recording),
+        size_of(policy),
+        size_of(recording.policy()),
     )
 
 
-def _memory(recording: Recording) -> tuple[int, int]:
-    """Bytes of a policy after all events, with copies of all that it was given, and before the first."""
-    tracemalloc.start()
-    player = Player(recording.policy())
-    idle = tracemalloc.get_traced_memory()[0]
-    for event in recording.events:
-        player.play([deepcopy(event)])
-    gc.collect()
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    return held, idle
+def size_of(root: object) -> int:
+    """Bytes of an object and of everything that it refers to, code and modules left out."""
+    seen: set[int] = set()
+    left, total = [root], 0
+    while left:
+        item = left.pop()
+        if id(item) in seen or isinstance(item, type | ModuleType | FunctionType | Enum):
+            continue
+        seen.add(id(item))
+        total += sys.getsizeof(item)
+        left += gc.get_referents(item)
+        if isinstance(item, np.ndarray) and item.base is not None:
+            left.append(item.base)
+    return total
 
 
 def _told(command: Command) -> bytes:

@@ -4,15 +4,17 @@ This queue is the fast loop of the whole server: when a slot is free it gives th
 make their deadline; when it is full the least valuable row leaves. No controller sits between load and quality.
 
 A key is a row's surplus, and more for a protected row (see `cascade.policy.classes`). Where several tenants wait they take
-turns within what their class gets (see `cascade.policy.fairness`).
+turns within what their class gets (see `cascade.policy.lanes`).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from math import inf
 from operator import attrgetter
 
 from cascade.policy.alarms import Alarms
 from cascade.policy.classes import PROTECTED
-from cascade.policy.fairness import Turns, by_turns, least_fair
+from cascade.policy.lanes import Lanes, Turns
 from cascade.policy.ranking import Entry, Ranking
 from cascade.policy.reach import Reach
 from cascade.policy.walk import Walk
@@ -31,12 +33,12 @@ class StageQueue:
     __slots__ = (
         "_here",
         "_impatient",
+        "_lanes",
         "_late",
         "_protected",
         "_ranking",
         "_reach",
         "_sequence",
-        "_several",
         "_tenant",
         "_turns",
     )
@@ -49,8 +51,8 @@ class StageQueue:
         self._protected = 0
         self._reach = Reach()
         self._sequence = 0
-        # Whether several tenants have waited since the queue was last empty; if not, this one.
-        self._several = False
+        # None as long as one tenant alone, this one, has waited since the queue was last empty.
+        self._lanes: Lanes | None = None
         self._tenant = ""
         self._turns: Turns = {}
 
@@ -66,11 +68,11 @@ class StageQueue:
         """Add a row with its key."""
         if not self._here:
             self._tenant = walk.request.tenant
-            if self._several:
-                self._several = False
+            if self._lanes is not None:
+                self._lanes = None
                 self._turns = {}
-        elif walk.request.tenant != self._tenant:
-            self._several = True
+        elif self._lanes is None and walk.request.tenant != self._tenant:
+            self._lanes = Lanes(self._here)
         self._sequence -= 1
         walk.place = (key, self._sequence)
         entry = (key, self._sequence, walk)
@@ -80,6 +82,8 @@ class StageQueue:
             self._late.add(entry)
         if self._impatient is not None:
             self._impatient.add(entry)
+        if self._lanes is not None:
+            self._lanes.add(entry)
         self._protected += key >= PROTECTED
 
     def remove(self, walk: Walk) -> None:
@@ -95,8 +99,8 @@ class StageQueue:
         excess = min(len(self) - limit, len(self) - self._protected)
         if excess <= 0:
             return []
-        if self._several:
-            return self._without(least_fair(list(self._ranking)[: len(self) - self._protected], excess))
+        if self._lanes is not None:
+            return self._without(self._lanes.least_fair(islice(self._ranking, excess)))
         return self._left(self._ranking.least(excess))
 
     def leave(self, now: float, window_s: float) -> list[Walk]:
@@ -113,9 +117,8 @@ class StageQueue:
             window_s: how far back to look.
         """
         reached = min(self._reach.key(now, window_s), PROTECTED)
-        if self._several:
-            below = [entry for entry in self._ranking if entry[0] < reached and entry[2].entered_s <= now - window_s]
-            gone = self._without(below)
+        if self._lanes is not None:
+            gone = self._without(self._lanes.below(reached, now - window_s))
         else:
             gone = self._left(self._ranking.least(len(self), below=reached))
         if self._impatient is None:
@@ -155,8 +158,8 @@ class StageQueue:
         if count == 0:
             return [], []
         finish = now + predict(count)
-        if self._several and count < len(self._here):
-            chosen, turns = by_turns(list(self._ranking)[::-1], count, self._turns)
+        if self._lanes is not None and count < len(self._here):
+            chosen, turns = self._lanes.by_turns(self._ranking.usable(-inf, count), self._turns)
             if all(entry[2].usable_until_s >= finish for entry in chosen):
                 self._turns = turns
                 return self._without(chosen), []
@@ -176,12 +179,9 @@ class StageQueue:
         while size >= 1:
             finish = now + predict(size)
             turns = self._turns
-            if self._several:
-                chosen = [entry for entry in list(self._ranking)[::-1] if entry[2].usable_until_s >= finish]
-                if len(chosen) > size:
-                    chosen, turns = by_turns(chosen, size, turns)
-            else:
-                chosen = self._ranking.usable(finish, size)
+            chosen = self._ranking.usable(finish, size if self._lanes is None else size + 1)
+            if self._lanes is not None and len(chosen) > size:
+                chosen, turns = self._lanes.by_turns(chosen[:size], turns, finish)
             if chosen:
                 # Keys may be zero (all rows of stage 0 are worth the same): the count breaks the tie.
                 rate = sum(entry[0] + 1e-9 for entry in chosen) / predict(len(chosen))
@@ -203,6 +203,8 @@ class StageQueue:
         for key, place, walk in gone:
             del self._here[place]
             self._protected -= key >= PROTECTED
+            if self._lanes is not None:
+                self._lanes.remove((key, place, walk))
             walks.append(walk)
         return walks
 

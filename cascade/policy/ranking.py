@@ -23,11 +23,16 @@ _last = itemgetter(-1)
 
 
 class Ranking:
-    """Entries, least first, no two alike in key and place."""
+    """Entries, least first, no two alike in key and place.
 
-    __slots__ = ("_blocks", "_size", "_usable_until_s")
+    Args:
+        block: see `BLOCK`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_block", "_blocks", "_size", "_usable_until_s")
+
+    def __init__(self, block: int = BLOCK) -> None:
+        self._block = block
         # No block is empty but the only one. Beside each of them, an instant after which none of its rows is usable.
         self._blocks: list[list[Entry]] = [[]]
         self._usable_until_s = [-inf]
@@ -50,10 +55,10 @@ class Ranking:
         insort(block, entry)
         if entry[2].usable_until_s > until_s[place]:
             until_s[place] = entry[2].usable_until_s
-        if len(block) >= 2 * BLOCK:
-            blocks.insert(place + 1, block[BLOCK:])
+        if len(block) >= 2 * self._block:
+            blocks.insert(place + 1, block[self._block :])
             until_s.insert(place + 1, until_s[place])
-            del block[BLOCK:]
+            del block[self._block :]
 
     def remove(self, walk: Walk) -> None:
         """Take out a row that is in it."""
@@ -63,7 +68,7 @@ class Ranking:
         assert block[index][2] is walk
         del block[index]
         self._size -= 1
-        if len(block) < BLOCK // 2 and len(self._blocks) > 1:
+        if len(block) < self._block // 2 and len(self._blocks) > 1:
             self._join(place)
 
     def least(self, count: int, below: float = inf) -> list[Entry]:
@@ -131,7 +136,7 @@ class Ranking:
             self._drop(place)
             return
         for left in (place - 1, place):
-            if 0 <= left < len(blocks) - 1 and len(blocks[left]) + len(blocks[left + 1]) <= BLOCK:
+            if 0 <= left < len(blocks) - 1 and len(blocks[left]) + len(blocks[left + 1]) <= self._block:
                 blocks[left] += blocks[left + 1]
                 until_s[left] = max(until_s[left], until_s[left + 1])
                 self._drop(left + 1)
