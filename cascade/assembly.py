@@ -148,7 +148,7 @@ def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
 
 
 def _places(stage: StageSpec, routers: int, replicas: int) -> int:
-    """Rows of all routers that may be with a stage: a full pass of every replica, or as many as a router's share of calls."""
+    """Rows of all routers that may be with a stage: a full pass of every replica, or as many as a router has a share of."""
     return replicas * max(1, stage.calls_per_replica // routers) * stage.max_batch_size
 
 

@@ -78,7 +78,7 @@ def replayed(path: Path, rounds: int, limit_s: float, root: Path = ROOT) -> Figu
         limit_s: CPU seconds after which no more are begun.
         root: folder that ``cascade`` and this benchmark are imported from.
     """
-    command = [sys.executable, "-m", "benchmarks.scale.replay", str(path), str(rounds), f"{limit_s:g}"]
+    command = [sys.executable, "-m", "benchmarks.scale.replay", str(path.resolve()), str(rounds), f"{limit_s:g}"]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
@@ -97,8 +97,8 @@ def revision(name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def kept(recording: Recording, folder: Path) -> Path:
-    """Write a recording to a file of the folder."""
-    path = folder / "events.pickle"
-    path.write_bytes(pickle.dumps(recording, protocol=pickle.HIGHEST_PROTOCOL))
-    return path
+def kept(recording: Recording, path: Path) -> None:
+    """Write a recording to a file, whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_bytes(pickle.dumps(recording, protocol=pickle.HIGHEST_PROTOCOL))
+    part.replace(path)

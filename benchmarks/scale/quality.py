@@ -38,6 +38,7 @@ class Run(NamedTuple):
         rows: rows that are counted, at least.
         seed: of everything.
         compared: replicas that are compared for a call.
+        each: whether a router has a call with each replica, see `benchmarks.scale.settings.arrangement`.
     """
 
     replicas: int
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     rows: int
     seed: int
     compared: int = COMPARED
+    each: bool = False
 
 
 class Loss(NamedTuple):
@@ -77,7 +79,7 @@ class _Played(NamedTuple):
 
 def compare(run: Run) -> Loss:
     """Play a run, and the same requests with one router."""
-    alone, several = _play(run._replace(routers=1, compared=COMPARED)), _play(run)
+    alone, several = _play(run._replace(routers=1, compared=COMPARED, each=False)), _play(run)
     worse = 100.0 * (alone.served.astype(np.float64) - several.served)
     return Loss(
         100.0 * float(several.served.mean()),
@@ -87,10 +89,10 @@ def compare(run: Run) -> Loss:
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # the run with one router, which those of the same requests are compared with
 def _play(run: Run) -> _Played:
     """Which of the requests that are counted were answered right and on time, and how."""
-    configs, servers = arrangement(run.replicas, run.routers)
+    configs, servers = arrangement(run.replicas, run.routers, each=run.each)
     rate = run.load * TOP_RATE * run.replicas
     seconds = WARM_UP_S + max(LEAST_S, run.rows / rate) + COOL_DOWN_S
     arrival_seed, row_seed, service_seed = run_streams(run.seed)

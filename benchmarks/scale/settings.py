@@ -4,6 +4,7 @@ The ladder is the synthetic one of `benchmarks.laws`: three stages of 32, 16 and
 top stage of 70 rows/s a replica. Every stage has the same number of replicas; loads are multiples of what the top can do.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -35,8 +36,8 @@ def table() -> JudgedTable:
     return learned_table(draw(POOL, ask), draw(LABELLED, learn))
 
 
-def spec(replicas: int, routers: int, calls: int = 1) -> CascadeSpec:
-    """The ladder with so many replicas of every stage, each of which may hold so many calls, behind so many routers."""
+def spec(replicas: int, routers: int) -> CascadeSpec:
+    """The ladder with so many replicas of every stage, each of which holds one full batch, behind so many routers."""
     stages = [
         {
             "name": name,
@@ -44,7 +45,7 @@ def spec(replicas: int, routers: int, calls: int = 1) -> CascadeSpec:
             "max_batch_size": rows,
             "base_price": 0.0,
             "replicas": replicas,
-            "calls_per_replica": calls,
+            "calls_per_replica": 1,
             "model": {"factory": "none:none"},
         }
         for name, cost, rows in zip(STAGES, COST, BATCH, strict=True)
@@ -60,9 +61,22 @@ def spec(replicas: int, routers: int, calls: int = 1) -> CascadeSpec:
     return parse_spec(document)
 
 
-def arrangement(replicas: int, routers: int, calls: int = 1) -> tuple[list[StageConfig], list[StageServers]]:
-    """What each router is told of the stages, and what they are."""
-    arranged = spec(replicas, routers, calls)
+def arrangement(replicas: int, routers: int, *, each: bool = False) -> tuple[list[StageConfig], list[StageServers]]:
+    """What each router is told of the stages, and what they are.
+
+    Args:
+        replicas: of every stage.
+        routers: routers.
+        each: whether every router has one call of its part of a batch with each replica, however many of either there are;
+            else as the server has it (`cascade.assembly.router_slots`).
+    """
+    arranged = spec(replicas, routers)
     times = [StageService.model_construct(name=n, a_s=s.a_s, b_s=s.b_s) for n, s in zip(STAGES, SERVERS, strict=True)]
     profile = ServiceProfile.model_construct(stages=tuple(times))
-    return stage_configs(arranged, profile), stage_servers(arranged, profile, HOP_S / 2)
+    configs = stage_configs(arranged, profile)
+    if each:
+        configs = [
+            replace(config, slots=replicas, max_batch_size=-(-rows // routers))
+            for config, rows in zip(configs, BATCH, strict=True)
+        ]
+    return configs, stage_servers(arranged, profile, HOP_S / 2)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from cascade.calibration.deployment import Deployment, StageInputs
 from cascade.calibration.judged import JudgedTable
-from cascade.calibration.judging import MARKET_ROWS, market_of
+from cascade.calibration.judging import market_of
 from cascade.calibration.plan import PlanSources, make_plan
 from cascade.policy.classes import ClassConfig
 from cascade.policy.market import Group, Market
@@ -116,7 +116,7 @@ def _slow_loop_ms(market: Market, configs: list[ClassConfig], batch_s: list[floa
     ]
     policy = Policy(stages, usual_deadline_s=4 * sum(batch_s), classes=configs)
     places = [StagePlaces(REPLICAS, slots=lambda count: count, running=lambda: REPLICAS) for _ in stages]
-    loop = SlowLoop(policy, Control(configs, places, market), lambda commands: None, 0.0)
+    loop = SlowLoop(policy, Control(configs, places, market), lambda _: None, 0.0)
     for step in range(100):
         for priority in range(1, len(configs) + 1):
             loop.arrived(step / 100, priority, max(1, round(rate / len(configs) / 100)))
