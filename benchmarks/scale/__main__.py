@@ -34,7 +34,7 @@ BEGIN, END = "<!-- benchmarks/scale -->", "<!-- end -->"
 PAGE = ROOT / "docs" / "scale.md"
 PARTS = ("record", "cost", "quality", "solve")
 MEASURED_ROWS, MEASURED_ROWS_OF_MANY = 20_000, 4_000
-"""Rows of one router in the part of a recording that is measured; of one among many routers fewer, since all are simulated."""
+"""Rows of one router in the part of a recording that is measured; fewer of one among many, since all are simulated."""
 ROUNDS, LIMIT_S = 5, 60.0
 SOLVE_ROUNDS = 5
 QUALITY_ROWS, QUALITY_SEEDS = 20_000, 3

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
 from benchmarks.scale.replay import ARRIVED, Figures, Recorder, Recording
-from benchmarks.scale.settings import TOP_RATE, arrangement, table
+from benchmarks.scale.settings import COMPARED, TOP_RATE, arrangement, table
 from cascade.policy.policy import Policy
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
@@ -57,7 +57,7 @@ def record(case: Case, rows: int, seed: int = 0) -> Recording:
     recorder = policies[0] = Recorder(policies[0])
     simulate(
         recorder if case.routers == 1 else Fleet(policies),
-        Cluster(servers, seed=service_seed),
+        Cluster(servers, seed=service_seed, compared=COMPARED),
         table(),
         arrivals,
         draw_rows(table(), len(arrivals.instants), row_seed),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
-from benchmarks.scale.settings import TOP_RATE, arrangement, table
+from benchmarks.scale.settings import COMPARED, TOP_RATE, arrangement, table
 from cascade.policy.policy import Policy
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
@@ -24,8 +24,6 @@ WARM_UP_S, COOL_DOWN_S = 1.5 * DEADLINE_S, DEADLINE_S
 """The run begins and ends empty: so much at both ends is not counted."""
 LEAST_S = DEADLINE_S
 """Of the part that is counted, at least."""
-COMPARED = 8
-"""Replicas that a handle of the server compares for a call (`cascade/serving/counting.py`)."""
 
 
 class Run(NamedTuple):

@@ -23,6 +23,8 @@ from cascade.spec import CascadeSpec, parse_spec
 REPLICAS = (4, 16, 64, 256, 1000)
 ROUTERS = (1, 2, 4, 8, 16, 32, 64)
 LOADS = (0.7, 2.0, 8.0)
+COMPARED = 8
+"""Replicas that a handle of the server compares for a call (`cascade/serving/counting.py`)."""
 POOL = 40_000
 """Rows that requests are drawn from."""
 TOP_RATE = BATCH[-1] / (SERVERS[-1].a_s + SERVERS[-1].b_s * BATCH[-1])

@@ -37,9 +37,9 @@ def section(document: dict[str, Any]) -> str:
     machine = document["machine"]
     lines = [
         f"Made by `python -m benchmarks.scale`, {document['date']}, {machine['cores']} cores, {machine['system']}, Python "
-        f"{machine['python']}. Synthetic ladder of `benchmarks/laws`: three stages of 32, 16 and 8 rows a batch, deadline 0.4 s, "
-        "the same number of replicas of every stage, one batch at a time each; loads are multiples of what the top stage can do, "
-        "so that offered requests a second grow with the replicas.",
+        f"{machine['python']}. Synthetic ladder of `benchmarks/laws`: three stages of 32, 16 and 8 rows a batch, deadline "
+        "0.4 s, the same number of replicas of every stage, one batch at a time each; loads are multiples of what the top "
+        "stage can do, so that offered requests a second grow with the replicas.",
     ]
     if "cost" in document:
         lines += _cost(document["cost"], document.get("before"))
@@ -108,7 +108,7 @@ def _cost(entries: Sequence[Entry], before: str | None) -> list[str]:
     lines += ["Rows a second / events a second of one policy on one core.", ""]
     lines += _table(("load", *(f"{size:,}" for size in sizes)), decisions)
     lines += [
-        f"Growth from {sizes[0]} to {sizes[-1]:,} replicas; wanted: not faster than log n. Fits: share explained in brackets.",
+        f"Growth from {sizes[0]} to {sizes[-1]:,} replicas; wanted: not faster than log n. In brackets: share explained.",
         "",
     ]
     lines += _table(("load", "measured", "log n", "against ln n, µs", "against n, µs", ""), fits)
@@ -179,9 +179,9 @@ def _quality(entries: Sequence[Entry]) -> list[str]:
     lines = [
         "### Quality lost by several routers",
         "",
-        "Points of right and timely answers by requests offered that one router with one global queue has and several have not, "
-        "on the same requests; ± standard error, from the differences row by row. Simulated. Each call goes to the least busy of "
-        "8 replicas drawn at random.",
+        "Points of right and timely answers by requests offered that one router with one global queue has and several have "
+        "not, on the same requests; ± standard error, from the differences row by row. Simulated. Each call goes to the least "
+        "busy of 8 replicas drawn at random.",
         "",
     ]
     usual = [e for e in entries if e["compared"] > 1 and not e["each"]]
