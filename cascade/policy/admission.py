@@ -4,13 +4,13 @@ A row is admitted while the predicted wait for stage 0 is at most a share of its
 could still just finish would spend the whole slack in front of the cheapest stage and leave none to escalate in.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isfinite
 from random import Random
 
 from cascade.policy.capacity import StageCapacity
-from cascade.policy.commands import Batch, Shed
+from cascade.policy.commands import Shed
+from cascade.policy.under_way import UnderWay
 
 PRIORITY_STEP = 0.25
 """Each class below the first loses this fraction of the share, so that the lowest class is turned away first."""
@@ -40,19 +40,29 @@ class Admission:
     wait_share: float
     random: Random
 
-    def admits(self, wait_s: float, remaining_s: float, priority: int, patience: float = 1.0) -> bool:
-        """Whether a row may come in.
+    def longest_wait_s(self, remaining_s: float, priority: int, patience: float = 1.0) -> float:
+        """The longest predicted wait at which a row may come in, other than an infinite one.
 
         Args:
-            wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
             remaining_s: time to its deadline, infinite if it has none.
             priority: its class, 1 is the most important.
             patience: times the usual share that this row may wait.
         """
         if remaining_s <= 0:
-            return isfinite(wait_s)  # too late is not overload: the next dispatch says so
+            return inf  # too late is not overload: the next dispatch says so
         factor = max(1.0 - PRIORITY_STEP * (priority - 1), PRIORITY_STEP / 2)
-        return isfinite(wait_s) and wait_s <= patience * self.wait_share * factor * remaining_s
+        return patience * self.wait_share * factor * remaining_s
+
+    def admits(self, wait_s: float, remaining_s: float, priority: int, patience: float = 1.0) -> bool:
+        """Whether a row may come in.
+
+        Args:
+            wait_s: predicted wait until its batch begins; infinite when stage 0 is out, and then nothing comes in.
+            remaining_s: see `longest_wait_s`.
+            priority: see there.
+            patience: see there.
+        """
+        return isfinite(wait_s) and wait_s <= self.longest_wait_s(remaining_s, priority, patience)
 
     def retry_after_s(self, wait_s: float) -> int:
         """Whole seconds to stay away: the time to drain what waits, at least 1 s, times a jitter from 1 to `JITTER`."""
@@ -63,23 +73,23 @@ class Admission:
         return Shed(self.retry_after_s(wait_s), wait_s, min(HOLD_FACTOR * lag_s, LONGEST_HOLD_S))
 
 
-def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, running: Iterable[Batch]) -> float:
+def stage0_wait_s(now: float, stage: StageCapacity, waiting: int, under_way: UnderWay, enough_s: float = -inf) -> float:
     """Seconds until the first row of a new message would begin on stage 0; infinite where that is out.
 
     Args:
         now: present instant.
         stage: stage 0.
         waiting: rows in its queue.
-        running: the batches that run, on any stage.
+        under_way: the batches that are with the stages.
+        enough_s: a wait at which nobody asks further: one that is known to be no longer need not be exact.
     """
     if not stage.slots:
         return inf
-    first_free_s = 0.0
-    if not stage.free:
-        back = (batch.started_s + stage.service.predict(len(batch.walks)) for batch in running if batch.stage == 0)
-        # A batch that is overdue is expected to need as long again as it is overdue already.
-        first_free_s = min((abs(at_s - now) for at_s in back), default=0.0)
-    return predicted_wait_s(stage, waiting, first_free_s)
+    ahead_s = predicted_wait_s(stage, waiting, 0.0)
+    if stage.free:
+        return ahead_s
+    # Half of it, so that no rounding of a sum makes "no longer" longer.
+    return ahead_s + under_way.stage0_next_s(now, stage.service.predict, (enough_s - ahead_s) / 2)
 
 
 def predicted_wait_s(stage: StageCapacity, waiting: int, first_free_s: float) -> float:

@@ -21,6 +21,7 @@ class Batch:
         attempt: 1, or 2 when it is the one retry.
         started_s: when it was sent.
         give_up_s: when it counts as failed.
+        done: whether it came back, failed or was given up.
     """
 
     stage: int
@@ -28,6 +29,7 @@ class Batch:
     attempt: int
     started_s: float
     give_up_s: float
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """Whether a message may come in. Knows the queues, who sends how much, and the classes; reads nothing of the message."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from cascade.policy.admission import FAIR_PATIENCE, Admission, stage0_wait_s
 from cascade.policy.capacity import StageCapacity
 from cascade.policy.classes import Classes
-from cascade.policy.commands import Batch, Shed
+from cascade.policy.commands import Shed
 from cascade.policy.fairness import FairShare, Tenants
 from cascade.policy.queue import StageQueue
+from cascade.policy.under_way import UnderWay
 
 FLOOR_SHARE = 0.5
 """Part of the time before a stage that protected rows may fill: rows let in that are not there yet need the rest."""
@@ -26,9 +27,10 @@ class Door:
         capacities: of the stages.
         queues: of the stages.
         queue_shares: share of a deadline for which rows may wait before each stage.
+        under_way: the batches that are with the stages.
     """
 
-    __slots__ = ("_admission", "_capacities", "_classes", "_queue_shares", "_queues", "_share")
+    __slots__ = ("_admission", "_capacities", "_classes", "_queue_shares", "_queues", "_share", "_under_way")
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Door:
         capacities: Sequence[StageCapacity],
         queues: Sequence[StageQueue],
         queue_shares: Sequence[float],
+        under_way: UnderWay,
     ) -> None:
         self._admission = admission
         self._classes = classes
@@ -45,10 +48,9 @@ class Door:
         self._capacities = capacities
         self._queues = queues
         self._queue_shares = queue_shares
+        self._under_way = under_way
 
-    def refusal(
-        self, now: float, remaining_s: float, priority: int, lag_s: float, tenant: str, running: Iterable[Batch]
-    ) -> Shed | None:
+    def refusal(self, now: float, remaining_s: float, priority: int, lag_s: float, tenant: str) -> Shed | None:
         """The refusal of a message, None if it may come in.
 
         Args:
@@ -57,10 +59,10 @@ class Door:
             priority: its class.
             lag_s: by how much the driver is behind, added to the predicted wait.
             tenant: who sent it.
-            running: the batches that run.
         """
         stage0, admits = self._capacities[0], self._admission.admits
-        wait_s = lag_s + stage0_wait_s(now, stage0, len(self._queues[0]), running)
+        enough_s = self._admission.longest_wait_s(remaining_s, priority) - lag_s
+        wait_s = lag_s + stage0_wait_s(now, stage0, len(self._queues[0]), self._under_way, enough_s)
         if not admits(wait_s, remaining_s, priority) and not (
             admits(wait_s, remaining_s, priority, FAIR_PATIENCE) and self._share.holds(now, tenant, stage0.rows_per_s)
         ):

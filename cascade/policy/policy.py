@@ -27,6 +27,7 @@ from cascade.policy.request import ExitReason, Request
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
+from cascade.policy.under_way import UnderWay
 from cascade.policy.walk import State, Walk
 
 TIMEOUT_FACTOR = 5.0
@@ -88,11 +89,10 @@ class Policy:
         self._classes = Classes((ClassConfig(),) if classes is None else classes, base_prices)
         self._tenants = Tenants()
         self._tariff = Tariff(base_prices, self._classes, self._tenants)
-        admission = Admission(wait_share, Random(seed))
-        self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, self._bounds.shares)
-        # A dict for its order: batches given up at one instant leave in the order they were sent, in every run.
-        self._running: dict[Batch, None] = {}
-        self._timers = Timers()
+        self._under_way = UnderWay()
+        admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
+        self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
+        self._timers = Timers[Walk]()
         self.counts = Counts(
             tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
         )
@@ -110,11 +110,10 @@ class Policy:
 
     def next_timer(self) -> float | None:
         """The instant by which `tick` must be called, None if there is nothing to wait for."""
-        first = self._timers.first()
-        for batch in self._running:
-            if first is None or batch.give_up_s < first:
-                first = batch.give_up_s
-        return first
+        first, give_up = self._timers.first(), self._under_way.first_give_up_s()
+        if first is None or give_up is None:
+            return give_up if first is None else first
+        return min(first, give_up)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class Policy:
         Returns:
             The refusal; None if the message may be read and handed to `arrived`.
         """
-        shed = self._door.refusal(now, remaining_s, priority, lag_s, tenant, self._running)
+        shed = self._door.refusal(now, remaining_s, priority, lag_s, tenant)
         if shed is not None:
             self._tenants.arrived(now, tenant, rows)
             self.counts.arrived += rows
@@ -153,7 +152,7 @@ class Policy:
         self.counts.arrived += len(requests)
         self._tenants.arrived(now, first.tenant, len(requests))
         left_s = first.deadline_s - now
-        shed = self._door.refusal(now, left_s, first.priority, lag_s, first.tenant, self._running)
+        shed = self._door.refusal(now, left_s, first.priority, lag_s, first.tenant)
         if shed is not None:
             self.counts.count_shed(len(requests), self._classes.index(first.priority))
             return shed
@@ -176,7 +175,7 @@ class Policy:
         Raises:
             ValueError: the judgement has another number of rows; the batch is still running then.
         """
-        if batch not in self._running:
+        if batch.done:
             return []  # it was given up before it came back
         if len(judgement) != len(batch.walks):
             raise ValueError(f"a batch of {len(batch.walks)} rows came back with {len(judgement)} judged")
@@ -191,7 +190,7 @@ class Policy:
 
     def failed(self, now: float, batch: Batch) -> list[Command]:
         """A batch raised or its replica died: tried once more if time allows, else answered with the best so far."""
-        if batch not in self._running:
+        if batch.done:
             return []
         self._release(batch)
         self.counts.stages[batch.stage].failures += 1
@@ -230,8 +229,7 @@ class Policy:
             if walk.state in (State.WAITING, State.DEFERRED):
                 self._queues[walk.stage].remove(walk)
             commands.append(self._give_up(walk, ExitReason.DEADLINE))
-        hanging = [batch for batch in self._running if batch.give_up_s <= now]
-        for batch in sorted(hanging, key=lambda batch: batch.give_up_s):
+        for batch in self._under_way.hanging(now):
             commands.append(Abandon(batch))
             self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s)
             commands.extend(self.failed(now, batch))
@@ -363,11 +361,11 @@ class Policy:
         capacity.busy += 1
         patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(len(walks)))
         batch = Batch(stage, walks, attempt, now, now + patience_s)
-        self._running[batch] = None
+        self._under_way.sent(batch)
         return Run(batch)
 
     def _release(self, batch: Batch) -> None:
-        del self._running[batch]
+        self._under_way.ended(batch)
         self.capacities[batch.stage].busy -= 1
 
     def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:

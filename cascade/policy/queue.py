@@ -4,15 +4,18 @@ This queue is the fast loop of the whole server: when a slot is free it gives th
 make their deadline; when it is full the least valuable row leaves. No controller sits between load and quality.
 
 A key is a row's surplus, and more for a protected row (see `cascade.policy.classes`). Where several tenants wait they take
-turns within what their class gets (see `cascade.policy.fairness`).
+turns within what their class gets (see `cascade.policy.lanes`).
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from itertools import islice
 from math import inf
+from operator import attrgetter
 
+from cascade.policy.alarms import Alarms
 from cascade.policy.classes import PROTECTED
-from cascade.policy.fairness import Entry, Turns, by_turns, least_fair
+from cascade.policy.lanes import Lanes, Turns
+from cascade.policy.ranking import Entry, Ranking
 from cascade.policy.reach import Reach
 from cascade.policy.walk import Walk
 
@@ -23,61 +26,82 @@ PATIENCE = 0.5
 class StageQueue:
     """Rows ordered by key; among equals the one that came first goes first.
 
-    A list kept sorted by bisection: the queue is bounded by work, so it holds at most some hundreds of rows, where moving
-    pointers in one block is faster than any tree.
+    What happens to one row costs the same however many wait, but for the logarithm: a queue is bounded by work, and before
+    a thousand replicas that is tens of thousands of rows.
     """
 
-    __slots__ = ("_entries", "_reach", "_sequence", "_several", "_tenant", "_turns")
+    __slots__ = (
+        "_here",
+        "_impatient",
+        "_lanes",
+        "_late",
+        "_protected",
+        "_ranking",
+        "_reach",
+        "_sequence",
+        "_tenant",
+        "_turns",
+    )
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._ranking = Ranking()
+        self._here: dict[int, Entry] = {}  # by their place among equals, of which there is one for each row that ever came
+        self._late: Alarms | None = None  # these two are kept from when they are first needed, which may be never
+        self._impatient: Alarms | None = None
+        self._protected = 0
         self._reach = Reach()
         self._sequence = 0
-        # Whether several tenants have waited since the queue was last empty; if not, this one.
-        self._several = False
+        # None as long as one tenant alone, this one, has waited since the queue was last empty.
+        self._lanes: Lanes | None = None
         self._tenant = ""
         self._turns: Turns = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._here)
 
     @property
     def protected(self) -> int:
         """How many of the rows are protected."""
-        return len(self._entries) - bisect_left(self._entries, (PROTECTED,))
+        return self._protected
 
     def push(self, walk: Walk, key: float) -> None:
         """Add a row with its key."""
-        if not self._entries:
+        if not self._here:
             self._tenant = walk.request.tenant
-            if self._several:
-                self._several = False
+            if self._lanes is not None:
+                self._lanes = None
                 self._turns = {}
-        elif walk.request.tenant != self._tenant:
-            self._several = True
+        elif self._lanes is None and walk.request.tenant != self._tenant:
+            self._lanes = Lanes(self._here)
         self._sequence -= 1
         walk.place = (key, self._sequence)
-        insort(self._entries, (key, self._sequence, walk))
+        entry = (key, self._sequence, walk)
+        self._ranking.add(entry)
+        self._here[self._sequence] = entry
+        if self._late is not None:
+            self._late.add(entry)
+        if self._impatient is not None:
+            self._impatient.add(entry)
+        if self._lanes is not None:
+            self._lanes.add(entry)
+        self._protected += key >= PROTECTED
 
     def remove(self, walk: Walk) -> None:
         """Take out a row that is in the queue."""
-        index = bisect_left(self._entries, walk.place)
-        assert self._entries[index][2] is walk
-        del self._entries[index]
+        self._ranking.remove(walk)
+        self._left([(*walk.place, walk)])
 
     def evict(self, limit: int) -> list[Walk]:
         """Take out the least valuable rows, none of them protected, until ``limit`` are left; least valuable first.
 
         Where several tenants wait, each class's share of these is taken from the tenant with most rows.
         """
-        excess = min(len(self._entries) - limit, len(self._entries) - self.protected)
+        excess = min(len(self) - limit, len(self) - self._protected)
         if excess <= 0:
             return []
-        if self._several:
-            return self._without(least_fair(self._entries[: len(self._entries) - self.protected], excess))
-        evicted = [entry[2] for entry in self._entries[:excess]]
-        del self._entries[:excess]
-        return evicted
+        if self._lanes is not None:
+            return self._without(self._lanes.least_fair(islice(self._ranking, excess)))
+        return self._left(self._ranking.least(excess))
 
     def leave(self, now: float, window_s: float) -> list[Walk]:
         """Take out the rows that are waiting in vain, none of them protected; least valuable first.
@@ -92,22 +116,22 @@ class StageQueue:
             now: present instant.
             window_s: how far back to look.
         """
-        unprotected = self._entries[: len(self._entries) - self.protected]
-        below = bisect_left(unprotected, (self._reach.key(now, window_s),))
-        since_s = now - window_s if self._several else inf
-        leaving = [
-            entry
-            for place, entry in enumerate(unprotected)
-            if (place < below and entry[2].entered_s <= since_s)
-            or now - entry[2].entered_s > PATIENCE * (entry[2].usable_until_s - entry[2].entered_s)
-        ]
-        return self._without(leaving) if leaving else []
+        reached = min(self._reach.key(now, window_s), PROTECTED)
+        if self._lanes is not None:
+            gone = self._without(self._lanes.below(reached, now - window_s))
+        else:
+            gone = self._left(self._ranking.least(len(self), below=reached))
+        if self._impatient is None:
+            self._impatient = Alarms(_out_of_patience_s, self._here)
+        impatient = [entry for entry in self._impatient.before(now) if entry[0] < PROTECTED]
+        if not impatient:
+            return gone
+        gone += self._without(impatient)
+        return sorted(gone, key=attrgetter("place"))
 
     def drain(self) -> list[Walk]:
         """Take out everything, most valuable first."""
-        walks = [entry[2] for entry in reversed(self._entries)]
-        self._entries.clear()
-        return walks
+        return self._left(self._ranking.least(len(self)))[::-1]
 
     def take(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
         """Form the batch that a free slot gets.
@@ -126,40 +150,38 @@ class StageQueue:
         """
         batch, late = self._take(now, size, predict)
         if batch:
-            self._reach.taken(now, batch[-1].place[0], crowded=len(self._entries) > 0 and len(batch) == size)
+            self._reach.taken(now, batch[-1].place[0], crowded=len(self._here) > 0 and len(batch) == size)
         return batch, late
 
     def _take(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
-        entries = self._entries
-        count = min(size, len(entries))
+        count = min(size, len(self._here))
         if count == 0:
             return [], []
         finish = now + predict(count)
-        if self._several and count < len(entries):
-            chosen, turns = by_turns(entries[::-1], count, self._turns)
+        if self._lanes is not None and count < len(self._here):
+            chosen, turns = self._lanes.by_turns(self._ranking.usable(-inf, count), self._turns)
             if all(entry[2].usable_until_s >= finish for entry in chosen):
                 self._turns = turns
                 return self._without(chosen), []
-        elif all(entry[2].usable_until_s >= finish for entry in entries[-count:]):
-            batch = [entry[2] for entry in reversed(entries[-count:])]
-            del entries[-count:]
-            return batch, []
+        else:
+            most = self._ranking.pop(count, finish)
+            if most is not None:
+                return self._left(most), []
         return self._take_feasible(now, size, predict)
 
     def _take_feasible(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
-        soonest = now + predict(1)
-        late = [entry[2] for entry in self._entries if entry[2].usable_until_s < soonest]
-        live = [entry for entry in self._entries if entry[2].usable_until_s >= soonest]
-        size = min(size, len(live))
+        if self._late is None:
+            self._late = Alarms(attrgetter("usable_until_s"), self._here)
+        late = self._without(sorted(self._late.before(now + predict(1))))
+        size = min(size, len(self))
         best: list[Entry] = []
         best_rate, best_turns = -1.0, self._turns
-        while size >= 1 and live:
+        while size >= 1:
             finish = now + predict(size)
-            chosen = [entry for entry in reversed(live) if entry[2].usable_until_s >= finish]
             turns = self._turns
-            if self._several and len(chosen) > size:
-                chosen, turns = by_turns(chosen, size, turns)
-            del chosen[size:]
+            chosen = self._ranking.usable(finish, size if self._lanes is None else size + 1)
+            if self._lanes is not None and len(chosen) > size:
+                chosen, turns = self._lanes.by_turns(chosen[:size], turns, finish)
             if chosen:
                 # Keys may be zero (all rows of stage 0 are worth the same): the count breaks the tie.
                 rate = sum(entry[0] + 1e-9 for entry in chosen) / predict(len(chosen))
@@ -167,11 +189,25 @@ class StageQueue:
                     best, best_rate, best_turns = chosen, rate, turns
             size //= 2
         self._turns = best_turns
-        self._entries = live
         return self._without(best), late
 
     def _without(self, gone: Sequence[Entry]) -> list[Walk]:
         """Take these rows out."""
-        places = {entry[1] for entry in gone}
-        self._entries = [entry for entry in self._entries if entry[1] not in places]
-        return [entry[2] for entry in gone]
+        for _, _, walk in gone:
+            self._ranking.remove(walk)
+        return self._left(gone)
+
+    def _left(self, gone: Sequence[Entry]) -> list[Walk]:
+        """These rows have been taken out of the ranking."""
+        walks = []
+        for key, place, walk in gone:
+            del self._here[place]
+            self._protected -= key >= PROTECTED
+            if self._lanes is not None:
+                self._lanes.remove((key, place, walk))
+            walks.append(walk)
+        return walks
+
+
+def _out_of_patience_s(walk: Walk) -> float:
+    return walk.entered_s + PATIENCE * (walk.usable_until_s - walk.entered_s)

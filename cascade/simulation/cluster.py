@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf, log1p, sqrt
+from random import Random
 from typing import Literal
 
 from numpy.random import Generator, SeedSequence, default_rng
@@ -215,6 +216,7 @@ class Cluster:
         cv: coefficient of variation of service times; 0 for none.
         noise: their distribution.
         seed: of the noise. The k-th pass of a stage has the same factor in every run.
+        compared: replicas drawn at random for each batch, of which that with the fewest calls gets it; None for all of them.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class Cluster:
         cv: float = 0.1,
         noise: Noise = "lognormal",
         seed: SeedSequence | int = 0,
+        compared: int | None = None,
     ) -> None:
         if not 0 <= cv < inf:
             raise ConfigError(f"cv must be a coefficient of variation, 0 or more, got {cv:g}")
@@ -233,7 +236,12 @@ class Cluster:
                 raise ConfigError(f"a slowdown names stage {slowdown.stage}, there are {len(stages)}, counted from 0")
         self.servers = tuple(stages)
         self.slowdowns = tuple(slowdowns)
-        seeds = (SeedSequence(seed) if isinstance(seed, int) else seed).spawn(len(stages))
+        if compared is not None and compared < 1:
+            raise ConfigError(f"a batch needs a replica to go to, so that at least one is compared, got {compared}")
+        self._compared = compared
+        sequence = SeedSequence(seed) if isinstance(seed, int) else seed
+        seeds = sequence.spawn(len(stages))
+        self._chance = Random(int(sequence.generate_state(1)[0]))
         self._stages = tuple(
             _Stage(servers, _factors(default_rng(own), cv, noise), [s for s in slowdowns if s.stage == index])
             for index, (servers, own) in enumerate(zip(stages, seeds, strict=True))
@@ -257,18 +265,28 @@ class Cluster:
         return not any(replica.passes for stage in self._stages for replica in stage.replicas)
 
     def send(self, now: float, batch: Batch) -> Call:
-        """Send a batch to the replica that holds the fewest calls; to none in an outage, and the call then fails at once."""
+        """Send a batch to the replica that holds the fewest calls of those compared.
+
+        In an outage it goes to none, and the call fails at once.
+        """
         stage = self._stages[batch.stage]
         arrives_s = now + stage.servers.hop_s
         if not stage.steady and stage.pace_at(now) == inf:
             return Call(batch, None, _NOWHERE, arrives_s + stage.servers.hop_s)
-        index = 0
-        if len(stage.replicas) > 1:
-            held = [replica.calls for replica in stage.replicas]
-            index = held.index(min(held))
+        index = self._choose(stage.replicas)
         call = Call(batch, index, _NOWHERE, 0.0)
         stage.take(call, stage.replicas[index], arrives_s, stage.noise)
         return call
+
+    def _choose(self, replicas: Sequence[_Replica]) -> int:
+        """The replica with the fewest calls of those compared."""
+        count = len(replicas)
+        if count == 1:
+            return 0
+        if self._compared is None or self._compared >= count:
+            held = [replica.calls for replica in replicas]
+            return held.index(min(held))
+        return min(self._chance.sample(range(count), self._compared), key=lambda index: replicas[index].calls)
 
     def moved(self, call: Call) -> list[Call]:
         """The call that was sent last, and those whose instants it may have changed."""

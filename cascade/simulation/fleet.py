@@ -6,7 +6,7 @@ under way (``leastconn``, in turn among equals), or in turn (``roundrobin``).
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from heapq import heappop, heappush
 from typing import Literal
 
 from cascade.errors import ConfigError
@@ -38,43 +38,63 @@ class Fleet:
         self.routers = tuple(routers)
         self._least = balance == "leastconn" and len(routers) > 1
         self._turn = len(routers) - 1
-        self._owner: dict[Batch, Policy] = {}
+        self._owner: dict[Batch, int] = {}
         self._slots = tuple(tuple(capacity.slots for capacity in router.capacities) for router in routers)
+        # Nothing is new in a router that nothing has happened to: of many routers only those are asked to which it has.
+        self._touched = set(range(len(routers)))
+        self._timer: list[float | None] = [None] * len(routers)
+        self._timers: list[tuple[float, int]] = []  # a heap; one that is not its router's present timer is passed over
 
     def arrived(self, now: float, requests: Sequence[Request]) -> tuple[Walk, ...] | Shed:
         """A message came in, and goes to one router."""
-        return self._next().arrived(now, requests)
+        index = self._next()
+        self._touched.add(index)
+        return self.routers[index].arrived(now, requests)
 
     def completed(self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None) -> list[Command]:
         """A batch came back to the router that sent it."""
-        router = self._owner.pop(batch)
-        return self._noted(router, router.completed(now, batch, judgement, run_s))
+        index = self._owner.pop(batch)
+        return self._noted(index, self.routers[index].completed(now, batch, judgement, run_s))
 
     def failed(self, now: float, batch: Batch) -> list[Command]:
         """A batch was lost, and the router that sent it hears of it."""
-        router = self._owner.pop(batch)
-        return self._noted(router, router.failed(now, batch))
+        index = self._owner.pop(batch)
+        return self._noted(index, self.routers[index].failed(now, batch))
 
     def tick(self, now: float) -> list[Command]:
-        """Time has passed, for all of them."""
-        return [command for router in self.routers for command in self._noted(router, router.tick(now))]
+        """Time has passed, for those whose timer has come."""
+        self._set_timers()
+        due = set()
+        while self._timers and self._timers[0][0] <= now:
+            at_s, index = heappop(self._timers)
+            if self._timer[index] == at_s:
+                self._timer[index] = None
+                due.add(index)
+        return [command for index in sorted(due) for command in self._noted(index, self.routers[index].tick(now))]
 
     def dispatch(self, now: float) -> list[Command]:
-        """Every router fills its free slots; a slot is its own, so that their order makes no difference."""
-        return [command for router in self.routers for command in self._noted(router, router.dispatch(now))]
+        """The routers fill their free slots; a slot is a router's own, so that their order makes no difference."""
+        commands: list[Command] = []
+        for index in sorted(self._touched):
+            commands += self._noted(index, self.routers[index].dispatch(now))
+        self._set_timers()
+        self._touched.clear()
+        return commands
 
     def next_timer(self) -> float | None:
         """The first timer of any."""
-        return min((at_s for router in self.routers if (at_s := router.next_timer()) is not None), default=None)
+        self._set_timers()
+        while self._timers and self._timers[0][0] != self._timer[self._timers[0][1]]:
+            heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
 
     def set_slots(self, stage: int, slots: int) -> list[Command]:
         """The stage is out, with 0 slots, or back, with each router's own."""
-        return list(
-            chain.from_iterable(
-                self._noted(router, router.set_slots(stage, own[stage] if slots else 0))
-                for router, own in zip(self.routers, self._slots, strict=True)
-            )
-        )
+        return [
+            command
+            for index, (router, own) in enumerate(zip(self.routers, self._slots, strict=True))
+            for command in self._noted(index, router.set_slots(stage, own[stage] if slots else 0))
+        ]
 
     def set_prices(self, prices: Sequence[float]) -> None:
         """The same prices for all."""
@@ -96,17 +116,27 @@ class Fleet:
 
         return plan
 
-    def _next(self) -> Policy:
+    def _next(self) -> int:
         count = len(self.routers)
         order = [(self._turn + step) % count for step in range(1, count + 1)]
         self._turn = min(order, key=lambda index: self.routers[index].counts.live) if self._least else order[0]
-        return self.routers[self._turn]
+        return self._turn
 
-    def _noted(self, router: Policy, commands: list[Command]) -> list[Command]:
-        """Remember whose the batches are."""
+    def _noted(self, index: int, commands: list[Command]) -> list[Command]:
+        """Something happened to a router: remember that, and whose the batches are."""
+        self._touched.add(index)
         for command in commands:
             if isinstance(command, Run):
-                self._owner[command.batch] = router
+                self._owner[command.batch] = index
             elif isinstance(command, Abandon):
                 del self._owner[command.batch]
         return commands
+
+    def _set_timers(self) -> None:
+        """Note the timers of the routers that something has happened to."""
+        for index in self._touched:
+            at_s = self.routers[index].next_timer()
+            if at_s != self._timer[index]:
+                self._timer[index] = at_s
+                if at_s is not None:
+                    heappush(self._timers, (at_s, index))

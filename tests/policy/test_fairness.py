@@ -3,12 +3,13 @@
 from collections import Counter
 
 import pytest
-from builders import MS, at_stage0, judged, ladder, reasons, request, stage
+from builders import MS, at_stage0, batches, judged, ladder, reasons, request, stage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.policy.classes import PROTECTED
-from cascade.policy.fairness import MOST_TENANTS, TAU_S, FairShare, Tenants, by_turns, fair_rate, least_fair
+from cascade.policy.fairness import MOST_TENANTS, TAU_S, FairShare, Tenants, fair_rate
+from cascade.policy.lanes import Lanes
 from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason
 from cascade.policy.walk import Walk
@@ -26,6 +27,11 @@ def entries(rows) -> list:
         walk = Walk(request(place, tenant=tenant, priority=priority))
         made.append((value / 8 + PROTECTED * protected, -place, walk))
     return sorted(made)
+
+
+def lanes(found) -> Lanes:
+    """These entries, waiting."""
+    return Lanes({entry[1]: entry for entry in found})
 
 
 def lane(entry) -> tuple[int, bool]:
@@ -88,7 +94,7 @@ def test_of_many_tenants_those_not_seen_for_longest_are_forgotten():
 @given(ROWS, st.integers(1, 12))
 def test_turns_give_each_lane_what_its_rank_gives_it_and_no_tenant_two_more_than_one_that_waits(rows, count):
     ranked = entries(rows)[::-1]
-    chosen, _ = by_turns(ranked, count, {})
+    chosen, _ = lanes(ranked).by_turns(ranked[:count], {})
     assert Counter(map(lane, chosen)) == Counter(map(lane, ranked[:count]))
     assert chosen == sorted(chosen, reverse=True)
     for each in {lane(entry) for entry in chosen}:
@@ -104,9 +110,9 @@ def test_turns_give_each_lane_what_its_rank_gives_it_and_no_tenant_two_more_than
 @given(ROWS, st.integers(1, 12))
 def test_with_one_tenant_the_turns_are_the_order_of_the_queue(rows, count):
     ranked = entries([("a", *rest) for _, *rest in rows])[::-1]
-    assert by_turns(ranked, count, {})[0] == ranked[:count]
+    assert lanes(ranked).by_turns(ranked[:count], {})[0] == ranked[:count]
     unprotected = [entry for entry in ranked[::-1] if entry[0] < PROTECTED]
-    gone = least_fair(unprotected, count)
+    gone = lanes(unprotected).least_fair(unprotected[:count])
     assert sorted(gone) == sorted(unprotected[:count])
 
 
@@ -123,7 +129,7 @@ def test_whose_turn_is_next_is_remembered_from_batch_to_batch():
 @given(ROWS, st.integers(1, 12))
 def test_eviction_takes_from_each_class_what_its_rank_loses_and_from_whoever_has_most(rows, count):
     ranked = [entry for entry in entries(rows) if entry[0] < PROTECTED]
-    gone = least_fair(ranked, count)
+    gone = lanes(ranked).least_fair(ranked[:count])
     assert Counter(map(lane, gone)) == Counter(map(lane, ranked[:count]))
     for each in {lane(entry) for entry in gone}:
         before = Counter(tenants(entry for entry in ranked if lane(entry) == each))
@@ -171,9 +177,9 @@ def flooded(uncongested_rate: float):
         policy.arrived(now, [request(i, now, now, now, tenant="flood")])
         if i % 100 == 0:
             policy.arrived(now, [request(i, now, now, now, tenant="polite")])
-    policy.dispatch(2.0)
+    running = batches(policy.dispatch(2.0))
     policy.tick(2.0)
-    for batch in list(policy._running):
+    for batch in running:
         policy.completed(2.0, batch, judged(*[[0.0]] * len(batch.walks)))
     policy.set_prices([0.0, 0.5], uncongested_rate)
     return policy

@@ -1,0 +1,116 @@
+"""What several routers lose against one with one global queue: right and timely answers, by replicas, routers and load.
+
+The same requests come to every arrangement, so that the difference is taken row by row. Simulated: each router has its own
+policy and queues, and knows nothing of the others; a replica puts together the calls that wait for it.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
+from benchmarks.scale.settings import COMPARED, TOP_RATE, arrangement, table
+from cascade.policy.policy import Policy
+from cascade.simulation.clients import Clients
+from cascade.simulation.cluster import Cluster
+from cascade.simulation.fleet import Fleet
+from cascade.simulation.outcome import served_right
+from cascade.simulation.simulator import draw_rows, simulate
+from cascade.simulation.workload import draw, parse_workload, run_streams
+
+WARM_UP_S, COOL_DOWN_S = 1.5 * DEADLINE_S, DEADLINE_S
+"""The run begins and ends empty: so much at both ends is not counted."""
+LEAST_S = DEADLINE_S
+"""Of the part that is counted, at least."""
+
+
+class Run(NamedTuple):
+    """One simulated run.
+
+    Attributes:
+        replicas: of every stage.
+        routers: routers.
+        load: multiple of what the top stage can do.
+        rows: rows that are counted, at least.
+        seed: of everything.
+        compared: replicas that are compared for a call.
+        each: whether a router has a call with each replica, see `benchmarks.scale.settings.arrangement`.
+    """
+
+    replicas: int
+    routers: int
+    load: float
+    rows: int
+    seed: int
+    compared: int = COMPARED
+    each: bool = False
+
+
+class Loss(NamedTuple):
+    """What came of a run beside that of one router.
+
+    Attributes:
+        right: percent of the requests answered right and on time.
+        lost: points fewer than with one router.
+        error: standard error of that, from the differences row by row.
+        top_rows: rows in a pass of the top stage.
+        calls_per_row: calls of all stages for each request.
+        p99_ms: 99th percentile of latency.
+    """
+
+    right: float
+    lost: float
+    error: float
+    top_rows: float
+    calls_per_row: float
+    p99_ms: float
+
+
+class _Played(NamedTuple):
+    served: NDArray[np.bool_]
+    top_rows: float
+    calls_per_row: float
+    p99_ms: float
+
+
+def compare(run: Run) -> Loss:
+    """Play a run, and the same requests with one router."""
+    alone, several = _play(run._replace(routers=1, compared=COMPARED, each=False)), _play(run)
+    worse = 100.0 * (alone.served.astype(np.float64) - several.served)
+    return Loss(
+        100.0 * float(several.served.mean()),
+        float(worse.mean()),
+        float(worse.std() / np.sqrt(len(worse))),
+        *several[1:],
+    )
+
+
+@lru_cache(maxsize=2)  # the run with one router, which those of the same requests are compared with
+def _play(run: Run) -> _Played:
+    """Which of the requests that are counted were answered right and on time, and how."""
+    configs, servers = arrangement(run.replicas, run.routers, each=run.each)
+    rate = run.load * TOP_RATE * run.replicas
+    seconds = WARM_UP_S + max(LEAST_S, run.rows / rate) + COOL_DOWN_S
+    arrival_seed, row_seed, service_seed = run_streams(run.seed)
+    arrivals = draw(parse_workload(f"poisson:{rate:.9g}"), seconds, arrival_seed)
+    policies = [Policy(configs, usual_deadline_s=DEADLINE_S, seed=k) for k in range(run.routers)]
+    record = simulate(
+        Fleet(policies) if run.routers > 1 else policies[0],
+        Cluster(servers, seed=service_seed, compared=run.compared),
+        table(),
+        arrivals,
+        draw_rows(table(), len(arrivals.instants), row_seed),
+        Clients(DEADLINE_S, ANSWER_MARGIN_S),
+    )
+    counted = (arrivals.instants >= WARM_UP_S) & (arrivals.instants <= arrivals.seconds - COOL_DOWN_S)
+    calls = sum(stage.batches for policy in policies for stage in policy.counts.stages)
+    top = record.batch_rows[record.batch_stage == len(servers) - 1]
+    answered = counted & record.on_time
+    return _Played(
+        served_right(record, table())[counted],
+        float(top.mean()) if len(top) else 0.0,
+        calls / len(arrivals.instants),
+        1e3 * float(np.quantile((record.done_s - arrivals.instants)[answered], 0.99)),
+    )
