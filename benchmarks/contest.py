@@ -28,8 +28,8 @@ from benchmarks.targets import OURS
 
 CLOSED = tuple(Load(f"{count} connection{'s' * (count > 1)}", connections=count) for count in (1, 32, 128))
 HALF, COMMON = "half load", "common rate"
-MANY = Load("32-row requests", connections=8, rows=32)
-"""Enough connections that the next request waits when one has been answered."""
+MANY = Load("32-row requests", connections=32, rows=32)
+"""A message is answered when the last of its rows is, so it takes many to keep both stages at work."""
 BATCHES = (1, 32, 128)
 PROFILED = CLOSED[1]
 MEMORY_REQUESTS = 50_000
