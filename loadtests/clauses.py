@@ -27,11 +27,12 @@ from loadtests.evidence import (
 )
 from loadtests.phases import CONFIDENCE, Bools, PhaseFigures, refused, row_adjusted
 from loadtests.recovery import calm, recovered, storm_over
+from loadtests.scenarios import EFFICIENT
 
 QUIET = 0.95
 """Up to this part of stage 0's rate nobody is turned away."""
-LEAST_EFFICIENCY, EFFICIENT = 0.90, (2.0, 8.0)
-"""E at loads from and to these multiples of the top stage's capacity."""
+LEAST_EFFICIENCY = 0.90
+"""E at the loads of `EFFICIENT`."""
 GOODPUT = 0.9
 """Of stage 0's rate, in on-time answers a second, when more than that is offered."""
 COMPARED = ("steady-0.5", "steady-2", "steady-8")

@@ -35,6 +35,11 @@ WARM_UP = "warm-up"
 WARM_UP_S = 3.0
 STEADY = (0.5, 1, 2, 4, 6, 8, 10)
 """Multiples of the top stage's capacity that are held."""
+EFFICIENT = (2.0, 8.0)
+"""Loads from and to which the verdict asks for efficiency, in multiples of the top stage's capacity."""
+STEADY_S, LONG_STEADY_S = 12.0, 30.0
+"""How long a load is held, and how long one at which efficiency is asked for: a standard error of 0.04 becomes one of 0.025,
+less than what separates a good law from the limit."""
 SATURATION = 1.3
 """Of what stage 0 can answer: beyond it, requests must be turned away."""
 SOAK_PIECES = 6
@@ -216,7 +221,8 @@ def _path(first_rate: float, scale: float, segments: Sequence[Segment]) -> Workl
 
 
 def _steady(multiple: float, unit: float, _stage0: float, scale: float) -> Workload:
-    return _path(multiple * unit, scale, [level("steady", multiple * unit, 12)])
+    seconds = LONG_STEADY_S if EFFICIENT[0] <= multiple <= EFFICIENT[1] else STEADY_S
+    return _path(multiple * unit, scale, [level("steady", multiple * unit, seconds)])
 
 
 def _saturation(_unit: float, stage0: float, scale: float) -> Workload:
