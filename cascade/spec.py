@@ -98,7 +98,8 @@ class StageSpec(Part):
     max_replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Most replicas when their number follows the load."""
     calls_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
-    """Batches that a replica may hold: one runs while the next one travels."""
+    """Batches that a replica may hold: one runs while the next one travels. More where a batch takes less than the way there
+    and back, about 2 ms, as on a GPU; the routers share them."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica."""
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
