@@ -2,7 +2,7 @@
 
 `python -m benchmarks.rejections`: serves the ladder of the load tests, whose first stage takes two rows a call, and keeps as
 many connections asking as it can serve, then many times as many, which come back at once whatever they are told. Most of
-those are turned away at the door. The router is one process on one core, so what counts is its CPU. With s served, r refused,
+those are turned away at the door. The router is one process on one core, so what counts is its CPU. With s served, r refused
 
     CPU of a window = a s + b r,    a from the windows in which nobody is refused,
 
@@ -113,8 +113,8 @@ def show(windows: Sequence[Window]) -> None:
     console.print(table)
     serving, refusing = costs_s(windows)
     console.print(
-        f"router CPU: {1e3 * serving:.3f} ms a request served, {1e3 * refusing:.3f} ms a request refused: with a core of its "
-        f"own it serves {1 / serving:,.0f} or refuses {1 / refusing:,.0f} a second, x{serving / refusing:.1f}"
+        f"router CPU: {1e3 * serving:.3f} ms a request served, {1e3 * refusing:.3f} ms a request refused: with a core of "
+        f"its own it serves {1 / serving:,.0f} or refuses {1 / refusing:,.0f} a second, x{serving / refusing:.1f}"
     )
 
 
