@@ -15,16 +15,17 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from enum import StrEnum
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.scale.cost import ROOT, Case, kept, record, replayed, revision
-from benchmarks.scale.quality import Loss, Run, compare
+from benchmarks.scale.quality import Run, compare_all, planned_runs
 from benchmarks.scale.settings import LOADS, REPLICAS, ROUTERS
 from benchmarks.scale.solve import CLASSES, STAGES, solve
 from benchmarks.scale.tables import section
@@ -32,37 +33,25 @@ from benchmarks.tables import replace_section
 
 BEGIN, END = "<!-- benchmarks/scale -->", "<!-- end -->"
 PAGE = ROOT / "docs" / "scale.md"
-PARTS = ("record", "cost", "quality", "solve")
 MEASURED_ROWS, MEASURED_ROWS_OF_MANY = 20_000, 4_000
 """Rows of one router in the part of a recording that is measured; fewer of one among many, since all are simulated."""
 ROUNDS, LIMIT_S = 5, 60.0
 SOLVE_ROUNDS = 5
-QUALITY_ROWS, QUALITY_SEEDS = 20_000, 3
-MOST_RUNS = 64
-"""Of more replicas than this one seed is enough: a run counts hundreds of thousands of rows."""
 
-Part = Literal["record", "cost", "quality", "solve"]
+
+class Part(StrEnum):
+    """A part of the benchmark."""
+
+    RECORD = "record"
+    COST = "cost"
+    QUALITY = "quality"
+    SOLVE = "solve"
 
 
 def cost_cases() -> list[Case]:
     """The settings that are recorded: all loads with one router, and many routers before many replicas."""
     alone = [Case(replicas, 1, load) for load in LOADS for replicas in REPLICAS]
     return alone + [Case(REPLICAS[-1], routers, LOADS[-1]) for routers in (8, ROUTERS[-1])]
-
-
-def quality_runs() -> list[Run]:
-    """The runs that are simulated, those of the same requests one after the other."""
-    runs = []
-    for replicas in REPLICAS:
-        seeds = QUALITY_SEEDS if replicas <= MOST_RUNS else 1
-        for load in LOADS if replicas <= MOST_RUNS else LOADS[1:]:
-            for seed in range(seeds):
-                usual = [Run(replicas, routers, load, QUALITY_ROWS, seed) for routers in ROUTERS]
-                runs += usual
-                if load == LOADS[-1]:
-                    runs += [run._replace(each=True) for run in usual if run.routers in (4, 16, 64)]
-                    runs += [run._replace(compared=1) for run in usual if run.routers in (4, 64)]
-    return runs
 
 
 def recording(case: Case, folder: Path) -> Path:
@@ -89,15 +78,10 @@ def costs(folder: Path, before: str | None, console: Console) -> Iterator[dict[s
             yield entry
 
 
-def compare_all(seed_runs: list[Run]) -> list[Loss]:
-    """Runs of the same requests."""
-    return [compare(run) for run in seed_runs]
-
-
 def qualities(processes: int, replicas: list[int], console: Console) -> Iterator[dict[str, Any]]:
     """What several routers lose."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in quality_runs():
+    for run in planned_runs():
         if run.replicas in replicas:
             groups.setdefault((run.replicas, run.load, run.seed), []).append(run)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -129,14 +113,14 @@ def main(
     console = Console()
     document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     folder.mkdir(parents=True, exist_ok=True)
-    for each in part or PARTS:
-        if each == "record":
+    for each in part or Part:
+        if each is Part.RECORD:
             for case in track(cost_cases(), "recording", console=console):
                 recording(case, folder)
             continue
-        if each == "cost":
+        if each is Part.COST:
             found: list[dict[str, Any]] = list(costs(folder, before, console))
-        elif each == "quality":
+        elif each is Part.QUALITY:
             wanted = replicas or list(REPLICAS)
             found = [run for run in document.get("quality", []) if run["replicas"] not in wanted]
             found += qualities(processes, wanted, console)
@@ -144,7 +128,7 @@ def main(
             settings = [(stages, classes) for stages in STAGES for classes in CLASSES] * SOLVE_ROUNDS
             found = [solve(*setting)._asdict() for setting in track(settings, "solving", console=console)]
         document |= {
-            each: found,
+            each.value: found,
             "machine": machine(),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "before": before or document.get("before"),

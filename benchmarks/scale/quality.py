@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
-from benchmarks.scale.settings import COMPARED, TOP_RATE, arrangement, table
+from benchmarks.scale.settings import COMPARED, LOADS, REPLICAS, ROUTERS, TOP_RATE, arrangement, table
 from cascade.policy.policy import Policy
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
@@ -24,6 +24,12 @@ WARM_UP_S, COOL_DOWN_S = 1.5 * DEADLINE_S, DEADLINE_S
 """The run begins and ends empty: so much at both ends is not counted."""
 LEAST_S = DEADLINE_S
 """Of the part that is counted, at least."""
+
+
+ROWS, SEEDS = 20_000, 3
+"""Of each setting: rows that are counted in a run, at least, and runs."""
+MANY = 64
+"""Of more replicas than this one run is enough: it counts hundreds of thousands of rows."""
 
 
 class Run(NamedTuple):
@@ -73,6 +79,26 @@ class _Played(NamedTuple):
     top_rows: float
     calls_per_row: float
     p99_ms: float
+
+
+def planned_runs() -> list[Run]:
+    """The runs that are simulated, those of the same requests one after the other."""
+    runs = []
+    for replicas in REPLICAS:
+        seeds = SEEDS if replicas <= MANY else 1
+        for load in LOADS if replicas <= MANY else LOADS[1:]:
+            for seed in range(seeds):
+                usual = [Run(replicas, routers, load, ROWS, seed) for routers in ROUTERS]
+                runs += usual
+                if load == LOADS[-1]:
+                    runs += [run._replace(each=True) for run in usual if run.routers in (4, 16, 64)]
+                    runs += [run._replace(compared=1) for run in usual if run.routers in (4, 64)]
+    return runs
+
+
+def compare_all(runs: list[Run]) -> list[Loss]:
+    """Compare runs of the same requests, in one process."""
+    return [compare(run) for run in runs]
 
 
 def compare(run: Run) -> Loss:
