@@ -11,7 +11,7 @@ loop and the plan.
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -78,18 +78,14 @@ def costs(folder: Path, before: str | None, console: Console) -> Iterator[dict[s
             yield entry
 
 
-def qualities(processes: int, replicas: list[int], console: Console) -> Iterator[dict[str, Any]]:
-    """What several routers lose."""
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in planned_runs():
-        if run.replicas in replicas:
-            groups.setdefault((run.replicas, run.load, run.seed), []).append(run)
+def qualities(known: list[dict[str, Any]], processes: int, console: Console) -> Iterator[dict[str, Any]]:
+    """What several routers lose, of the runs that are not known yet."""
+    done = {tuple(run[field] for field in Run._fields) for run in known}
+    groups = [runs for runs in planned_runs() if not done.issuperset(runs)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        results = pool.map(compare_all, groups.values())
-        for runs, losses in track(
-            zip(groups.values(), results, strict=True), "simulating", total=len(groups), console=console
-        ):
-            for run, loss in zip(runs, losses, strict=True):
+        results = pool.map(compare_all, groups)
+        for runs in track(groups, "simulating", console=console):
+            for run, loss in zip(runs, next(results), strict=True):
                 yield {**run._asdict(), **loss._asdict()}
 
 
@@ -105,7 +101,6 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file with everything that was found")] = ROOT / "runs" / "scale.json",
     folder: Annotated[Path, typer.Option(help="where recordings are kept")] = ROOT / "runs" / "scale",
     before: Annotated[str | None, typer.Option(help="revision whose policy is replayed beside this one")] = None,
-    replicas: Annotated[list[int] | None, typer.Option(help="quality: only these numbers of replicas")] = None,
     processes: Annotated[int, typer.Option(min=1, help="quality: simulations at a time")] = 1,
     page: Annotated[Path, typer.Option(help="Markdown file whose section is written")] = PAGE,
 ) -> None:
@@ -118,22 +113,20 @@ def main(
             for case in track(cost_cases(), "recording", console=console):
                 recording(case, folder)
             continue
+        entries: Iterable[dict[str, Any]]
         if each is Part.COST:
-            found: list[dict[str, Any]] = list(costs(folder, before, console))
+            document |= {"cost": [], "before": before}
+            entries = costs(folder, before, console)
         elif each is Part.QUALITY:
-            wanted = replicas or list(REPLICAS)
-            found = [run for run in document.get("quality", []) if run["replicas"] not in wanted]
-            found += qualities(processes, wanted, console)
+            entries = qualities(document.setdefault("quality", []), processes, console)
         else:
+            document["solve"] = []
             settings = [(stages, classes) for stages in STAGES for classes in CLASSES] * SOLVE_ROUNDS
-            found = [solve(*setting)._asdict() for setting in track(settings, "solving", console=console)]
-        document |= {
-            each.value: found,
-            "machine": machine(),
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "before": before or document.get("before"),
-        }
-        out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            entries = (solve(*setting)._asdict() for setting in track(settings, "solving", console=console))
+        for entry in entries:  # written one by one: simulations are long, and one that was cut off goes on where it was
+            document[each.value].append(entry)
+            document |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            out.write_text(json.dumps(document, indent=1), encoding="utf-8")
     text = section(document)
     console.print(text, markup=False, highlight=False)
     replace_section(page, BEGIN, END, text)

@@ -20,16 +20,18 @@ from cascade.simulation.outcome import served_right
 from cascade.simulation.simulator import draw_rows, simulate
 from cascade.simulation.workload import draw, parse_workload, run_streams
 
-WARM_UP_S, COOL_DOWN_S = 1.5 * DEADLINE_S, DEADLINE_S
+WARM_UP_S, COOL_DOWN_S = DEADLINE_S, DEADLINE_S
 """The run begins and ends empty: so much at both ends is not counted."""
-LEAST_S = DEADLINE_S
+LEAST_S = DEADLINE_S / 2
 """Of the part that is counted, at least."""
 
 
-ROWS, SEEDS = 20_000, 3
+ROWS, SEEDS = 20_000, 2
 """Of each setting: rows that are counted in a run, at least, and runs."""
 MANY = 64
-"""Of more replicas than this one run is enough: it counts hundreds of thousands of rows."""
+"""Of more replicas than this one run is enough: it counts a hundred thousand rows and more."""
+ROUTERS_OF_MOST = (1, 4, 16, 64)
+"""Before the most replicas: half a million rows are simulated for each."""
 
 
 class Run(NamedTuple):
@@ -81,19 +83,20 @@ class _Played(NamedTuple):
     p99_ms: float
 
 
-def planned_runs() -> list[Run]:
-    """The runs that are simulated, those of the same requests one after the other."""
-    runs = []
+def planned_runs() -> list[list[Run]]:
+    """The runs that are simulated: in each list those of the same requests, all of one number of replicas, load and seed."""
+    groups = []
     for replicas in REPLICAS:
-        seeds = SEEDS if replicas <= MANY else 1
-        for load in LOADS if replicas <= MANY else LOADS[1:]:
-            for seed in range(seeds):
-                usual = [Run(replicas, routers, load, ROWS, seed) for routers in ROUTERS]
-                runs += usual
-                if load == LOADS[-1]:
-                    runs += [run._replace(each=True) for run in usual if run.routers in (4, 16, 64)]
-                    runs += [run._replace(compared=1) for run in usual if run.routers in (4, 64)]
-    return runs
+        few = replicas <= MANY
+        for load in LOADS if few else LOADS[1:]:
+            for seed in range(SEEDS if few else 1):
+                counts = ROUTERS if replicas < REPLICAS[-1] else ROUTERS_OF_MOST
+                runs = [Run(replicas, routers, load, ROWS, seed) for routers in counts]
+                if few and load == LOADS[-1]:
+                    others = [run for run in runs if run.routers in ROUTERS_OF_MOST[1:]]
+                    runs += [run._replace(each=True) for run in others] + [run._replace(compared=1) for run in others]
+                groups.append(runs)
+    return groups
 
 
 def compare_all(runs: list[Run]) -> list[Loss]:
