@@ -3,7 +3,8 @@
     python -m benchmarks.scale                        # all of it, about an hour on one core
     python -m benchmarks.scale --part cost --folder recordings --before v0.1.0
 
-The parts may be run one by one; what they find is gathered in the file of ``--out``. *record* simulates and takes down
+The parts may be run one by one; what they find is gathered in the file of ``--out``, and what that holds already is not run
+again. *record* simulates and takes down
 events, *cost* replays them and is best run alone on the machine, *quality* simulates several routers, *solve* times the slow
 loop and the plan.
 """
@@ -63,10 +64,19 @@ def recording(case: Case, folder: Path) -> Path:
     return path
 
 
-def costs(folder: Path, before: str | None, console: Console) -> Iterator[dict[str, Any]]:
-    """Figures of every recording, and with ``before`` those of the policy at that revision on the same events."""
+def costs(known: list[dict[str, Any]], folder: Path, before: str | None, console: Console) -> Iterator[dict[str, Any]]:
+    """Figures of the recordings that are not known yet, and those of the policy at a revision on the same events.
+
+    Args:
+        known: what was found before.
+        folder: of the recordings.
+        before: the revision, None for none.
+        console: for progress.
+    """
+    done = {tuple(entry[field] for field in Case._fields) for entry in known}
+    cases = [case for case in cost_cases() if case not in done]
     with revision(before) if before else nullcontext(None) as old:
-        for case in track(cost_cases(), "replaying", console=console):
+        for case in track(cases, "replaying", console=console):
             path = recording(case, folder)
             found = replayed(path, ROUNDS, LIMIT_S)
             entry: dict[str, Any] = {**case._asdict(), **found._asdict()}
@@ -115,15 +125,16 @@ def main(
             continue
         entries: Iterable[dict[str, Any]]
         if each is Part.COST:
-            document |= {"cost": [], "before": before}
-            entries = costs(folder, before, console)
+            if document.get("before") != before:
+                document |= {"cost": [], "before": before}
+            entries = costs(document.setdefault("cost", []), folder, before, console)
         elif each is Part.QUALITY:
             entries = qualities(document.setdefault("quality", []), processes, console)
         else:
             document["solve"] = []
             settings = [(stages, classes) for stages in STAGES for classes in CLASSES] * SOLVE_ROUNDS
             entries = (solve(*setting)._asdict() for setting in track(settings, "solving", console=console))
-        for entry in entries:  # written one by one: simulations are long, and one that was cut off goes on where it was
+        for entry in entries:  # written one by one: a long run that was cut off goes on where it was
             document[each.value].append(entry)
             document |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             out.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -111,5 +111,4 @@ def test_a_row_costs_as_much_with_many_replicas_as_with_few(rate, left, tenants)
         first = load.rows
         costs.append(instructions(lambda load=load: load.run(0.0, rows=200)) / (load.rows - first))
         assert (load.shed > 0) == (rate > 500)
-    print("RATIO", costs, costs[1] / costs[0])
     assert costs[1] <= MOST_GROWTH * costs[0]
