@@ -3,10 +3,9 @@
     python -m benchmarks.scale                        # all of it, about an hour on one core
     python -m benchmarks.scale --part cost --folder recordings --before v0.1.0
 
-The parts may be run one by one; what they find is gathered in the file of ``--out``, and what that holds already is not run
-again. *record* simulates and takes down
-events, *cost* replays them and is best run alone on the machine, *quality* simulates several routers, *solve* times the slow
-loop and the plan.
+The parts may be run one by one; what they find is gathered in the file of ``--out``, and what that holds already is not
+run again. *record* simulates and takes down events, *cost* replays them and is best run alone on the machine, *quality*
+simulates several routers, *solve* times the slow loop and the plan.
 """
 
 import json
