@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
-from benchmarks.scale.settings import COMPARED, TOP_RATE, arrangement, table
+from benchmarks.scale.settings import COMPARED, LOADS, REPLICAS, ROUTERS, TOP_RATE, arrangement, table
 from cascade.policy.policy import Policy
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
@@ -20,10 +20,18 @@ from cascade.simulation.outcome import served_right
 from cascade.simulation.simulator import draw_rows, simulate
 from cascade.simulation.workload import draw, parse_workload, run_streams
 
-WARM_UP_S, COOL_DOWN_S = 1.5 * DEADLINE_S, DEADLINE_S
+WARM_UP_S, COOL_DOWN_S = DEADLINE_S, DEADLINE_S
 """The run begins and ends empty: so much at both ends is not counted."""
-LEAST_S = DEADLINE_S
+LEAST_S = DEADLINE_S / 2
 """Of the part that is counted, at least."""
+
+
+ROWS, SEEDS = 20_000, 2
+"""Of each setting: rows that are counted in a run, at least, and runs."""
+MANY = 64
+"""Of more replicas than this one run is enough: it counts a hundred thousand rows and more."""
+ROUTERS_OF_MOST = (1, 4, 16, 64)
+"""Before the most replicas: half a million rows are simulated for each."""
 
 
 class Run(NamedTuple):
@@ -73,6 +81,27 @@ class _Played(NamedTuple):
     top_rows: float
     calls_per_row: float
     p99_ms: float
+
+
+def planned_runs() -> list[list[Run]]:
+    """The runs that are simulated: in each list those of the same requests, all of one number of replicas, load and seed."""
+    groups = []
+    for replicas in REPLICAS:
+        few = replicas <= MANY
+        for load in LOADS if few else LOADS[1:]:
+            for seed in range(SEEDS if few else 1):
+                counts = ROUTERS if replicas < REPLICAS[-1] else ROUTERS_OF_MOST
+                runs = [Run(replicas, routers, load, ROWS, seed) for routers in counts]
+                if few and load == LOADS[-1]:
+                    others = [run for run in runs if run.routers in ROUTERS_OF_MOST[1:]]
+                    runs += [run._replace(each=True) for run in others] + [run._replace(compared=1) for run in others]
+                groups.append(runs)
+    return groups
+
+
+def compare_all(runs: list[Run]) -> list[Loss]:
+    """Compare runs of the same requests, in one process."""
+    return [compare(run) for run in runs]
 
 
 def compare(run: Run) -> Loss:

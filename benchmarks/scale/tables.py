@@ -180,7 +180,7 @@ def _quality(entries: Sequence[Entry]) -> list[str]:
         "### Quality lost by several routers",
         "",
         "Points of right and timely answers by requests offered that one router with one global queue has and several have "
-        "not, on the same requests; ± standard error, from the differences row by row. Simulated. Each call goes to the least "
+        "not, on the same requests; ± standard error, from the differences row by row. Simulated. A call goes to the least "
         "busy of 8 replicas drawn at random.",
         "",
     ]

@@ -210,3 +210,41 @@ def test_more_routers_lose_less_than_a_point(one_router, routers):
 def test_whole_batches_of_several_routers_lose_more_than_a_point(one_router):
     whole = np.mean([right(run(fleet(4, servers=ONE_CALL), servers=ONE_CALL, seed=seed)) for seed in (0, 1)])
     assert whole < one_router - 1.0
+
+
+class AskingAll(Fleet):
+    """A fleet that also asks the routers that nothing has happened to."""
+
+    asked = 0
+
+    def dispatch(self, now):
+        for index, router in enumerate(self.routers):
+            if index not in self._touched:
+                self.asked += 1
+                assert router.dispatch(now) == []
+                assert router.next_timer() == self._timer[index]
+        return super().dispatch(now)
+
+
+def test_a_router_that_nothing_has_happened_to_has_nothing_to_say():
+    told = configs(MERGING, parts(4), TABLE)
+    several = AskingAll([Policy(told, usual_deadline_s=DEADLINE_S, seed=k) for k in range(4)])
+    run(several, seconds=2.0, slowdowns=(Slowdown(1, 0.5, 1.0, 40.0), Slowdown(2, 1.2, 1.4, inf)))
+    assert several.asked > 1000
+
+
+@pytest.mark.parametrize("compared", [1, 2, 8])
+def test_a_batch_goes_to_the_least_busy_of_the_replicas_that_are_compared(compared):
+    servers = StageServers(1.0, 0.0, replicas=8, calls_per_replica=8)
+    cluster, held = Cluster([servers], cv=0.0, compared=compared), [0] * 8
+    for tag in range(16):
+        walk = Walk(Request(tag, 0.0, 9.0, 9.0))
+        call = cluster.send(0.0, Batch(0, [walk], 1, 0.0, 9.0))
+        held[call.replica] += 1
+    assert sum(held) == 16
+    assert (max(held) == 2) == (compared == 8)
+
+
+def test_a_cluster_compares_at_least_one_replica():
+    with pytest.raises(ConfigError, match="at least one is compared"):
+        Cluster(THREE, compared=0)
