@@ -18,9 +18,6 @@ from cascade.spec import CascadeSpec, Ladder, StageSpec
 HOP_S = 0.002
 """Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
 a machine that has something to do. For a stage of microseconds it is all that counts."""
-ROUTER_CALLS = 4
-"""Calls that a router has with a stage, at least, where several share many replicas: with fewer, the most valuable rows wait
-for one to come back; more of them carry fewer rows each and win nothing (docs/scale.md)."""
 
 
 def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
@@ -116,26 +113,20 @@ def class_configs(spec: CascadeSpec, certificate: Certificate | None) -> list[Cl
 
 
 def router_rows(stage: StageSpec, routers: int) -> int:
-    """Rows that one router may put into a call, at most.
+    """Rows that one router may put into a call, at most: its part of a full pass, which the replica puts together again.
 
-    At least its part of a full pass, which a replica puts together again: if each sent whole batches to few replicas, these
-    would run them one after the other, and rows worth little to one router would go before rows worth much to the next.
-    Where there are replicas enough for `ROUTER_CALLS` larger calls, larger: a call costs the same whatever it carries.
-
-    Args:
-        stage: the stage, with the replicas that it begins with.
-        routers: routers beside each other.
+    If each sent whole batches, a replica would run them one after the other, and rows that are worth little to one router
+    would go before rows that are worth much to the next.
     """
-    if stage.placement == "router":
-        return stage.max_batch_size
-    part = -(-stage.max_batch_size // routers)
-    return min(stage.max_batch_size, max(part, _places(stage, routers, stage.replicas) // (routers * ROUTER_CALLS)))
+    return stage.max_batch_size if stage.placement == "router" else -(-stage.max_batch_size // routers)
 
 
 def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
-    """Calls that one router may have with a stage at a time: so many that all routers' rows together fill every replica.
+    """Calls that one router may have with a stage at a time.
 
-    Where the part of a router is not a whole call, it has one all the same.
+    A replica's ``calls_per_replica`` are shared by the routers, but each of them may always have one call a replica: with
+    fewer, its rows would wait for whole passes that hold none of them. Only where there are more routers than rows in a pass
+    they have fewer, so many that together they fill every replica once: else passes would pile up in the replicas.
 
     Args:
         stage: the stage.
@@ -144,12 +135,9 @@ def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
     """
     if stage.placement == "router":
         return 1
-    return max(1, -(-_places(stage, routers, replicas) // (routers * router_rows(stage, routers))))
-
-
-def _places(stage: StageSpec, routers: int, replicas: int) -> int:
-    """Rows of all routers that may be with a stage: a full pass of every replica, or as many as a router has a share of."""
-    return replicas * max(1, stage.calls_per_replica // routers) * stage.max_batch_size
+    if routers > stage.max_batch_size:
+        return max(1, -(-replicas * stage.max_batch_size // routers))
+    return replicas * max(1, stage.calls_per_replica // routers)
 
 
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:

@@ -70,11 +70,21 @@ def test_runs_that_are_compared_are_of_the_same_requests():
         assert len(runs) == len(set(runs))
 
 
-@pytest.mark.parametrize(("routers", "each"), [(1, False), (8, False), (8, True)])
-def test_an_arrangement_is_the_servers_or_one_call_with_every_replica(routers, each):
-    configs, servers = settings.arrangement(64, routers, each=each)
-    slots = [config.slots for config in configs]
-    assert slots == ([64, 64, 64] if each else [64 // routers] * 3)
+@pytest.mark.parametrize(
+    ("routers", "calls", "slots", "rows"),
+    [
+        (1, "server", [64, 64, 64], [32, 16, 8]),
+        (8, "server", [64, 64, 64], [4, 2, 1]),
+        (64, "server", [32, 16, 8], [1, 1, 1]),
+        (64, "each", [64, 64, 64], [1, 1, 1]),
+        (8, "large", [8, 8, 8], [32, 16, 8]),
+        (64, "large", [4, 4, 4], [8, 4, 2]),
+    ],
+)
+def test_an_arrangement_says_how_routers_share_replicas(routers, calls, slots, rows):
+    configs, servers = settings.arrangement(64, routers, calls)
+    assert [config.slots for config in configs] == slots
+    assert [config.max_batch_size for config in configs] == rows
     assert all(server.replicas == 64 for server in servers)
 
 
@@ -103,7 +113,7 @@ def cost_entry(replicas: int, routers: int = 1, load: float = 8.0, **more):
 
 
 def quality_entry(routers: int, seed: int = 0, **more):
-    usual = {"replicas": 4, "load": 8.0, "rows": 100, "compared": 8, "each": False, "right": 90.0, "top_rows": 7.0}
+    usual = {"replicas": 4, "load": 8.0, "rows": 100, "compared": 8, "calls": "server", "right": 90.0, "top_rows": 7.0}
     return {
         **usual,
         "routers": routers,
@@ -127,7 +137,7 @@ def test_the_section_says_what_was_found_and_a_missed_target_is_called_missed():
             quality_entry(1),
             quality_entry(4, lost=0.4),
             quality_entry(4, seed=1, lost=0.6),
-            quality_entry(4, each=True),
+            quality_entry(4, calls="each"),
         ],
         "solve": [solve.Solved(10, 5, 2.0, 3.0, 0.0, 0)._asdict(), solve.Solved(10, 1, 1.0, 1.5, 9.0, 80)._asdict()],
     }

@@ -137,6 +137,8 @@ def main(
             document[each.value].append(entry)
             document |= {"machine": machine(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
             out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if "machine" not in document:
+        return
     text = section(document)
     console.print(text, markup=False, highlight=False)
     replace_section(page, BEGIN, END, text)

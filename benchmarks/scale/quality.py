@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.laws.scenarios import ANSWER_MARGIN_S, DEADLINE_S
-from benchmarks.scale.settings import COMPARED, LOADS, REPLICAS, ROUTERS, TOP_RATE, arrangement, table
+from benchmarks.scale.settings import COMPARED, LOADS, REPLICAS, ROUTERS, TOP_RATE, Calls, arrangement, table
 from cascade.policy.policy import Policy
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
@@ -44,7 +44,7 @@ class Run(NamedTuple):
         rows: rows that are counted, at least.
         seed: of everything.
         compared: replicas that are compared for a call.
-        each: whether a router has a call with each replica, see `benchmarks.scale.settings.arrangement`.
+        calls: how the routers share the replicas.
     """
 
     replicas: int
@@ -53,7 +53,7 @@ class Run(NamedTuple):
     rows: int
     seed: int
     compared: int = COMPARED
-    each: bool = False
+    calls: Calls = "server"
 
 
 class Loss(NamedTuple):
@@ -94,7 +94,10 @@ def planned_runs() -> list[list[Run]]:
                 runs = [Run(replicas, routers, load, ROWS, seed) for routers in counts]
                 if few and load == LOADS[-1]:
                     others = [run for run in runs if run.routers in ROUTERS_OF_MOST[1:]]
-                    runs += [run._replace(each=True) for run in others] + [run._replace(compared=1) for run in others]
+                    runs += [run._replace(calls=calls) for run in others for calls in ("each", "large")]
+                    runs += [
+                        run._replace(compared=1, calls=calls) for run in others for calls in ("server", "each", "large")
+                    ]
                 groups.append(runs)
     return groups
 
@@ -106,7 +109,7 @@ def compare_all(runs: list[Run]) -> list[Loss]:
 
 def compare(run: Run) -> Loss:
     """Play a run, and the same requests with one router."""
-    alone, several = _play(run._replace(routers=1, compared=COMPARED, each=False)), _play(run)
+    alone, several = _play(run._replace(routers=1, compared=COMPARED, calls="server")), _play(run)
     worse = 100.0 * (alone.served.astype(np.float64) - several.served)
     return Loss(
         100.0 * float(several.served.mean()),
@@ -119,7 +122,7 @@ def compare(run: Run) -> Loss:
 @lru_cache(maxsize=2)  # the run with one router, which those of the same requests are compared with
 def _play(run: Run) -> _Played:
     """Which of the requests that are counted were answered right and on time, and how."""
-    configs, servers = arrangement(run.replicas, run.routers, each=run.each)
+    configs, servers = arrangement(run.replicas, run.routers, run.calls)
     rate = run.load * TOP_RATE * run.replicas
     seconds = WARM_UP_S + max(LEAST_S, run.rows / rate) + COOL_DOWN_S
     arrival_seed, row_seed, service_seed = run_streams(run.seed)

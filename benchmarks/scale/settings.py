@@ -6,7 +6,7 @@ top stage of 70 rows/s a replica. Every stage has the same number of replicas; l
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from numpy.random import default_rng
 
@@ -25,6 +25,10 @@ ROUTERS = (1, 2, 4, 8, 16, 32, 64)
 LOADS = (0.7, 2.0, 8.0)
 COMPARED = 8
 """Replicas that a handle of the server compares for a call (`cascade/serving/counting.py`)."""
+Calls = Literal["server", "each", "large"]
+"""*server*: as `cascade.assembly.router_slots` has it. *each*: one call of a router's part of a batch with every replica,
+however many routers there are. *large*: a router's part of all replicas, in calls as large as leave it `FEWEST_LARGE`."""
+FEWEST_LARGE = 4
 POOL = 40_000
 """Rows that requests are drawn from."""
 TOP_RATE = BATCH[-1] / (SERVERS[-1].a_s + SERVERS[-1].b_s * BATCH[-1])
@@ -63,22 +67,23 @@ def spec(replicas: int, routers: int) -> CascadeSpec:
     return parse_spec(document)
 
 
-def arrangement(replicas: int, routers: int, *, each: bool = False) -> tuple[list[StageConfig], list[StageServers]]:
+def arrangement(replicas: int, routers: int, calls: Calls = "server") -> tuple[list[StageConfig], list[StageServers]]:
     """What each router is told of the stages, and what they are.
 
     Args:
         replicas: of every stage.
         routers: routers.
-        each: whether every router has one call of its part of a batch with each replica, however many of either there are;
-            else as the server has it (`cascade.assembly.router_slots`).
+        calls: how the routers share the replicas, see `Calls`.
     """
     arranged = spec(replicas, routers)
     times = [StageService.model_construct(name=n, a_s=s.a_s, b_s=s.b_s) for n, s in zip(STAGES, SERVERS, strict=True)]
     profile = ServiceProfile.model_construct(stages=tuple(times))
     configs = stage_configs(arranged, profile)
-    if each:
-        configs = [
-            replace(config, slots=replicas, max_batch_size=-(-rows // routers))
-            for config, rows in zip(configs, BATCH, strict=True)
-        ]
+    if calls != "server":
+        for place, batch in enumerate(BATCH):
+            rows, slots = -(-batch // routers), replicas
+            if calls == "large":
+                rows = min(batch, max(rows, replicas * batch // (routers * FEWEST_LARGE)))
+                slots = max(1, -(-replicas * batch // (routers * rows)))
+            configs[place] = replace(configs[place], slots=slots, max_batch_size=rows)
     return configs, stage_servers(arranged, profile, HOP_S / 2)

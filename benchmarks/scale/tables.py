@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+COMPARED = 8
+"""Replicas that the server compares for a call."""
 Entry = dict[str, Any]
 
 
@@ -114,7 +116,7 @@ def _cost(entries: Sequence[Entry], before: str | None) -> list[str]:
     lines += _table(("load", "measured", "log n", "against ln n, µs", "against n, µs", ""), fits)
     compared = [entry for entry in alone if "before_cpu_s" in entry]
     if compared:
-        lines += [f"The same events played to the policy of {before}, which decided the same in every one of them:", ""]
+        lines += [f"The same events played to the policy of {before}, which decided the same in each of these:", ""]
         lines += _table(
             ("load", "replicas", "before, µs a row", "now", "before / now"),
             [
@@ -184,7 +186,7 @@ def _quality(entries: Sequence[Entry]) -> list[str]:
         "busy of 8 replicas drawn at random.",
         "",
     ]
-    usual = [e for e in entries if e["compared"] > 1 and not e["each"]]
+    usual = [e for e in entries if e["compared"] == COMPARED and e["calls"] == "server"]
     for load in sorted({e["load"] for e in usual}):
         rows = []
         for size in sorted({e["replicas"] for e in usual}):
@@ -204,27 +206,27 @@ def _quality(entries: Sequence[Entry]) -> list[str]:
     rows = []
     for size in sorted({e["replicas"] for e in usual}):
         here = [e for e in usual if (e["load"], e["replicas"]) == (top, size)]
-        rows.append([f"{size:,}", *(_traits([e for e in here if e["routers"] == count]) for count in routers)])
+        if here:
+            rows.append([f"{size:,}", *(_traits([e for e in here if e["routers"] == count]) for count in routers)])
     lines += _table(("replicas", *(str(count) for count in routers)), rows)
-    others = [e for e in entries if e["compared"] == 1 or e["each"]]
-    if others:
-        lines += ["Other arrangements at the highest load, points lost, calls a request:", ""]
+    kinds = sorted({(e["calls"], -e["compared"]) for e in entries if e["load"] == top and e not in usual})
+    if kinds:
+        lines += ["Other arrangements at the highest load: points lost · calls a request.", ""]
+        head = [f"{calls}, {-fewer} compared" for calls, fewer in kinds]
         rows = []
-        for size in sorted({e["replicas"] for e in others}):
-            for count in sorted({e["routers"] for e in others if e["replicas"] == size}):
-                kinds = [
-                    [e for e in group if (e["replicas"], e["routers"], e["load"]) == (size, count, top)]
-                    for group in (usual, [e for e in others if e["each"]], [e for e in others if not e["each"]])
-                ]
-                rows.append([f"{size:,}", str(count), *(_with_calls(kind) for kind in kinds)])
-        lines += _table(("replicas", "routers", "as the server", "a call with every replica", "to a random replica"), rows)
+        for size, count in sorted({(e["replicas"], e["routers"]) for e in entries if e not in usual}):
+            here = [e for e in entries if (e["replicas"], e["routers"], e["load"]) == (size, count, top)]
+            cells = [_with_calls([e for e in here if (e["calls"], -e["compared"]) == kind]) for kind in kinds]
+            if any(cells):
+                rows.append([f"{size:,}", str(count), *cells])
+        lines += _table(("replicas", "routers", *head), rows)
     return lines
 
 
 def lost(entries: Sequence[Entry]) -> str:
     """Points lost over the seeds, and their standard error."""
     if not entries:
-        return ""
+        return "not run"
     mean = sum(e["lost"] for e in entries) / len(entries)
     return f"{mean:+.2f} ± {sqrt(sum(e['error'] ** 2 for e in entries)) / len(entries):.2f}"
 
