@@ -5,7 +5,6 @@ past the router's door.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,7 +12,7 @@ import grpc
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.serving.grpc_ingress import GrpcServicer
-from cascade.serving.grpc_methods import DeadlineContext, Handler
+from cascade.serving.grpc_methods import with_deadline
 from cascade.wire.oip_messages import METHODS, SERVICE
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
@@ -75,18 +74,11 @@ def handlers(servicer: GrpcServicer) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             method: grpc.unary_unary_rpc_method_handler(
-                _with_deadline(getattr(servicer, method)), response_serializer=_serialized
+                with_deadline(getattr(servicer, method)), response_serializer=_serialized
             )
             for method in METHODS
         },
     )
-
-
-def _with_deadline(method: Callable[[bytes, Any], Awaitable[Any]]) -> Handler:
-    async def handle(payload: bytes, context: Any) -> Any:
-        return await method(payload, DeadlineContext(context))
-
-    return handle
 
 
 def _serialized(message: Any) -> bytes:

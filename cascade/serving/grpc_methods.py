@@ -8,7 +8,7 @@ this module too, so it imports neither models nor messages: requests stay bytes 
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -18,7 +18,7 @@ from cascade.wire.oip_messages import METHODS, SERVICE
 SERVICER_FUNCTION = "cascade.serving.grpc_methods.add_to_server"
 """Import path of `add_to_server`, for Serve's options."""
 
-Handler = Callable[[bytes, Any], Awaitable[bytes]]
+Answer = TypeVar("Answer")
 
 
 def add_to_server(servicer: object, server: grpc.aio.Server) -> None:  # noqa: ARG001 - Serve's servicer is a mock
@@ -37,7 +37,7 @@ class ProtocolHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call, None if it is none of the protocol's."""
         handler = self._method_handlers.get(handler_call_details.method)
-        return None if handler is None else handler._replace(unary_unary=_with_deadline(handler.unary_unary))
+        return None if handler is None else handler._replace(unary_unary=with_deadline(handler.unary_unary))
 
 
 class DeadlineContext:
@@ -62,8 +62,10 @@ class DeadlineContext:
         return metadata if remaining_s is None else (*metadata, timeout_entry(remaining_s))
 
 
-def _with_deadline(handler: Handler) -> Handler:
-    async def handle(payload: bytes, context: Any) -> bytes:
+def with_deadline(handler: Callable[[bytes, Any], Awaitable[Answer]]) -> Callable[[bytes, Any], Awaitable[Answer]]:
+    """The handler of a method, given a context whose metadata still has the call's deadline."""
+
+    async def handle(payload: bytes, context: Any) -> Answer:
         return await handler(payload, DeadlineContext(context))
 
     return handle

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from cascade.serving.address import Address
+from cascade.wire.http import MAX_REQUEST_ID_CHARS
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -28,8 +29,6 @@ WATCH_AFTER_S = 0.02
 or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
 KEEP_ALIVE_S = 90.0
 """Idle connections are closed after this, as by Serve's proxies."""
-MAX_ID_BYTES = 200
-"""A longer request id is replaced."""
 
 
 class HttpListener:
@@ -129,7 +128,7 @@ class Watched:
 
     def _request_id(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         for name, value in headers:
-            if name == b"x-request-id" and 0 < len(value) <= MAX_ID_BYTES:
+            if name == b"x-request-id" and 0 < len(value) <= MAX_REQUEST_ID_CHARS:
                 return value
         # Unique as far as 8 random bytes a process are, for a hundredth of the price of a UUID.
         made = b"%b-%x" % (self._prefix, next(self._numbers))

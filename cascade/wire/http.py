@@ -18,7 +18,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _URGENCIES: Final = 8
 _MAX_DIGITS: Final = 18
-_MAX_REQUEST_ID_CHARS: Final = 200
+MAX_REQUEST_ID_CHARS: Final = 200
+"""Longest id of a request that is taken over."""
 MAX_TENANT_CHARS: Final = 200
 """Longest name of a tenant."""
 _HEX: Final = b"0123456789abcdef"
@@ -95,7 +96,7 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
         wait_s,
         urgency,
         incremental,
-        _printable(given[b"x-request-id"], _MAX_REQUEST_ID_CHARS) if b"x-request-id" in given else None,
+        _printable(given[b"x-request-id"], MAX_REQUEST_ID_CHARS) if b"x-request-id" in given else None,
         _trace(given[b"traceparent"]) if b"traceparent" in given else None,
         _printable(given[b"cascade-tenant"], MAX_TENANT_CHARS) if b"cascade-tenant" in given else None,
     )
