@@ -75,9 +75,9 @@ class ServerProcess:
         return [parent, *parent.children(recursive=True)]
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
-        """The replica processes of a deployment."""
+        """The replica processes of a deployment that live now."""
         title = f"ray::ServeReplica:cascade:{deployment}"
-        return [process for process in self.family() if process.cmdline() and process.cmdline()[0].startswith(title)]
+        return [process for process in self.family() if _title(process).startswith(title)]
 
     def stop(self) -> int:
         """Ctrl-C; returns the exit code."""
@@ -89,6 +89,14 @@ class ServerProcess:
             for process in self.family():
                 process.kill()
             raise
+
+
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself; empty once it has ended, reaped by its parent or not."""
+    try:
+        return next(iter(process.cmdline()), "")
+    except psutil.NoSuchProcess:  # a zombie too
+        return ""
 
 
 def grpc_answers(address: str) -> bool:
