@@ -53,15 +53,7 @@ def load_network(ladder: Ladder, stage: StageSpec, *, device: Device | None = No
         SpecError: the factory is wrong, there is no weights file, or the network does not take the declared inputs.
         ConfigError: the weights file is broken or does not fit the network.
     """
-    network = stage.model.build()
-    if not isinstance(network, nn.Module):
-        raise SpecError(f"stages.{stage.name}.model.factory must return a torch.nn.Module, got {type(network).__name__}")
-    weights = ladder.weights(stage)
-    if weights is not None:
-        try:
-            load_weights(network, weights)
-        except SafetensorError as error:
-            raise ConfigError(f"weights {weights}: not a safetensors file: {error}") from error
+    network = network_of(ladder, stage)
     names = [field.name for field in ladder.spec.inputs]
     if device is None and stage.num_gpus > 0:
         device = _gpu(stage)
@@ -80,6 +72,29 @@ def load_network(ladder: Ladder, stage: StageSpec, *, device: Device | None = No
     except Exception as error:  # the user's own code may raise anything
         raise SpecError(f"stages.{stage.name}.model: its forward fails on rows of zeros: {error}") from error
     return loaded
+
+
+def network_of(ladder: Ladder, stage: StageSpec) -> nn.Module:
+    """Build the network of a stage and load its weights.
+
+    Args:
+        ladder: the ladder.
+        stage: one of its stages, or one that could be.
+
+    Raises:
+        SpecError: the factory is wrong, or there is no weights file.
+        ConfigError: the weights file is broken or does not fit the network.
+    """
+    network = stage.model.build()
+    if not isinstance(network, nn.Module):
+        raise SpecError(f"stages.{stage.name}.model.factory must return a torch.nn.Module, got {type(network).__name__}")
+    weights = ladder.weights(stage)
+    if weights is not None:
+        try:
+            load_weights(network, weights)
+        except SafetensorError as error:
+            raise ConfigError(f"weights {weights}: not a safetensors file: {error}") from error
+    return network
 
 
 def execution_of(stage: StageSpec) -> Execution:
@@ -131,7 +146,7 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
         def done(share: float, index: int = index, name: str = stage.name) -> None:
             progress(name, (index + RUNNING_SHARE * share) / len(spec.stages))
 
-        probs[stage.name] = _run_all(loaded, inputs, stage, len(spec.labels), done)
+        probs[stage.name] = run_all(loaded, inputs, stage, len(spec.labels), done)
         measured = measured_batches(loaded, inputs, stage)
         a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
         services.append(
@@ -152,13 +167,13 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
         format_version=1,
         created_by=f"cascade {__version__}",
         ladder=spec.name,
-        machine=_machine(),
+        machine=machine(),
         stages=tuple(services),
     )
     return table, service
 
 
-def _run_all(
+def run_all(
     stage: TorchStage, inputs: Arrays, spec: StageSpec, classes: int, done: Callable[[float], None]
 ) -> NDArray[np.float32]:
     """Class probabilities of every row, at temperature 1, [N, classes]."""
@@ -211,6 +226,7 @@ def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list
     return measured
 
 
-def _machine() -> Machine:
+def machine() -> Machine:
+    """Where this process measures."""
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return Machine(kind=kind, cpu_count=os.cpu_count() or 1, torch_threads=torch.get_num_threads())

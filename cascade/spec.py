@@ -5,7 +5,6 @@ finds the files beside it.
 """
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
+from cascade.models.factory import call_factory
 from cascade.spec_sections import (
     AdmissionSpec,
     AutoscalingSpec,
@@ -63,12 +63,8 @@ class ModelRef(Part):
         Raises:
             SpecError: the factory cannot be imported, or refuses its arguments.
         """
-        module_name, _, attribute = self.factory.partition(":")
         try:
-            target: Any = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                target = getattr(target, part)
-            return target(**self.args)
+            return call_factory(self.factory, self.args)
         except Exception as error:  # the user's own code may raise anything
             raise SpecError(
                 f"model.factory {self.factory!r} with args {self.args}: {error or type(error).__name__}"

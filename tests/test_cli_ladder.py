@@ -140,3 +140,55 @@ def test_a_file_that_cannot_be_written_exits_with_2(table, tmp_path) -> None:
     result = cascade("ladder", table, "--out", tmp_path / "taken" / "design")
     assert result.exit_code == USAGE
     assert "cannot be written" in result.stderr
+
+
+def service(path: Path, **seconds: float) -> Path:
+    """A service profile in which a row of a full batch takes so long at each stage."""
+    stages = [
+        {
+            "name": name,
+            "digest": "d",
+            "a_s": 0.0,
+            "b_s": taken,
+            "measured": [
+                {"rows": n, "median_s": n * taken * (2 - (n == 8)), "p99_s": n * taken * 2, "runs": 3} for n in (1, 8)
+            ],
+        }
+        for name, taken in seconds.items()
+    ]
+    machine = {"kind": "a machine", "cpu_count": 1, "torch_threads": 1}
+    head = {"format_version": 1, "created_by": "test", "ladder": "zoo", "machine": machine}
+    path.write_text(json.dumps({**head, "stages": stages}))
+    return path
+
+
+def test_measured_seconds_of_full_batches_can_be_the_costs_and_order_the_models(table) -> None:
+    service(table.parent / "service.json", a=0.001, b=0.03, c=0.02)
+    result = cascade("ladder", table, "--cost-by", "seconds", "--json")
+    assert result.exit_code == DONE, result.output
+    document = json.loads(result.stdout)
+    assert document["cost_unit"] == "seconds"
+    assert [(model["model"], model["cost"]) for model in document["models"]] == [
+        ("a", pytest.approx(0.001)),
+        ("c", pytest.approx(0.02)),
+        ("b", pytest.approx(0.03)),
+    ]
+    # b is slower than c and less accurate: by its declared cost it has a place, by the clock it has none.
+    assert [model["dominated"] for model in document["models"]] == [False, False, True]
+    other = service(table.parent / "other.json", a=0.01, b=0.02, c=0.03)
+    elsewhere = cascade("ladder", table, "--cost-by", "seconds", "--service", other, "--json")
+    assert [model["model"] for model in json.loads(elsewhere.stdout)["models"]] == ["a", "b", "c"]
+
+
+def test_times_that_are_missing_or_not_asked_for_exit_with_2(table, tmp_path) -> None:
+    cases = [
+        ([table, "--cost-by", "watts"], "expected declared or seconds"),
+        ([table, "--cost-by", "seconds"], "service.json: cannot be read"),
+        ([table, "--service", "service.json"], "goes with --cost-by seconds"),
+        ([write(tmp_path / "zoo.csv"), "--cost-by", "seconds"], "needs an outcome table"),
+        ([table, "--cost-by", "seconds", "--service", service(tmp_path / "short.json", a=1.0)], "no times of stage 'b'"),
+    ]
+    for arguments, named in cases:
+        result = cascade("ladder", *arguments)
+        assert result.exit_code == USAGE, result.output
+        assert named in " ".join(result.stderr.split())

@@ -255,6 +255,12 @@ class StageService(_Part):
     measured: tuple[MeasuredBatch, ...]
     """What the two were fitted on."""
 
+    @property
+    def row_s(self) -> float:
+        """Seconds of a row in the largest batch that was timed; of a row alone where none was."""
+        largest = max(self.measured, key=lambda each: each.rows, default=None)
+        return self.a_s + self.b_s if largest is None else largest.median_s / largest.rows
+
     @model_validator(mode="after")
     def _takes_time(self) -> Self:
         if self.a_s + self.b_s <= 0:

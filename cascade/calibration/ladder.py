@@ -83,10 +83,24 @@ class Zoo:
         )
 
     @classmethod
-    def of_table(cls, table: OutcomeTable) -> Self:
-        """Read the zoo off an outcome table, whose stages need not be a sensible ladder."""
-        right = np.column_stack([table.correct(stage) for stage in table.stages])
-        return cls(table.stages, right.mean(axis=0), table.cost, table.cost_unit, right)
+    def of_table(cls, table: OutcomeTable, cost: Mapping[str, float] | None = None, cost_unit: str = "") -> Self:
+        """Read the zoo off an outcome table, whose stages need not be a sensible ladder.
+
+        Args:
+            table: outcomes.
+            cost: of each stage by name, above 0; the table's own where left out.
+            cost_unit: what these costs count.
+
+        Raises:
+            ConfigError: a stage has no cost.
+        """
+        if cost is None:
+            cost, cost_unit = dict(zip(table.stages, table.cost.tolist(), strict=True)), table.cost_unit
+        if missing := [stage for stage in table.stages if stage not in cost]:
+            raise ConfigError(f"no cost for stage {missing[0]!r}")
+        stages = sorted(table.stages, key=lambda stage: cost[stage])
+        right = np.column_stack([table.correct(stage) for stage in stages])
+        return cls(tuple(stages), right.mean(axis=0), np.array([cost[stage] for stage in stages]), cost_unit, right)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ MODULES = {
     "certify": "certify",
     "frontier": "frontier",
     "ladder": "ladder",
+    "compress": "compress",
     "plan": "plan",
     "simulate": "simulate",
     "report": "report",

@@ -9,6 +9,7 @@ import typer
 import yaml
 from rich.table import Table
 
+from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.ladder import MOST_EXACT, Design, ExactLadder, Ladder, Zoo, rung_savings
 from cascade.calibration.ladder import design as make_design
 from cascade.calibration.outcomes import OutcomeTable
@@ -35,6 +36,16 @@ def ladder(
     ],
     rungs: Annotated[int, typer.Option(help="Largest number of rungs.")] = 8,
     cost_unit: Annotated[str, typer.Option(help="What the costs of a list count, such as MAC.")] = "",
+    cost_by: Annotated[
+        str,
+        typer.Option(
+            help="For a table: declared, its own costs, or seconds, what a row of a full batch was measured to take."
+        ),
+    ] = "declared",
+    service: Annotated[
+        Path | None,
+        typer.Option(help="service.json with those times; default: the one beside the table.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write STEM.svg, STEM.png and STEM.json.", metavar="STEM")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
@@ -44,7 +55,7 @@ def ladder(
     be had for certain from accuracies and costs alone. An outcome table also gives the exact bound, row by row.
     """
     with usage_errors():
-        made = make_design(_read(zoo, cost_unit), rungs)
+        made = make_design(_read(zoo, cost_unit, _service(zoo, cost_by, service)), rungs)
         document = made.document()
         written = [] if out is None else write_outputs(out, ladder_figure(made), document)
     if as_json:
@@ -56,9 +67,28 @@ def ladder(
         say_written(written)
 
 
-def _read(path: Path, cost_unit: str) -> Zoo:
+def _service(zoo: Path, cost_by: str, service: Path | None) -> Path | None:
+    """The file to take measured times from, if they are to be the costs."""
+    if cost_by not in ("declared", "seconds"):
+        raise ConfigError(f"--cost-by: expected declared or seconds, got {cost_by!r}")
+    if cost_by == "declared":
+        if service is not None:
+            raise ConfigError("--service holds times: it goes with --cost-by seconds")
+        return None
+    if zoo.suffix in LISTS:
+        raise ConfigError(f"--cost-by seconds needs an outcome table, of which times were measured; {zoo} is a list")
+    return zoo.parent / "service.json" if service is None else service
+
+
+def _read(path: Path, cost_unit: str, service: Path | None) -> Zoo:
     if path.suffix not in LISTS:
-        return Zoo.of_table(OutcomeTable.read(path))
+        table = OutcomeTable.read(path)
+        if service is None:
+            return Zoo.of_table(table)
+        seconds = {stage.name: stage.row_s for stage in ServiceProfile.read(service).stages}
+        if missing := [stage for stage in table.stages if stage not in seconds]:
+            raise ConfigError(f"{service}: has no times of stage {missing[0]!r}, which is in {path}")
+        return Zoo.of_table(table, seconds, "seconds")
     try:
         lines = _lines(path)
     except (OSError, UnicodeDecodeError) as error:
