@@ -33,10 +33,10 @@ from cascade.calibration.ladder import MOST_EXACT, Zoo, best_exact_ladders, desi
 from cascade.calibration.outcomes import OutcomeTable
 
 LADDER = Path("deployments/fashion/cascade.yaml")
-TRAINED = 20_000
+TRAINED = 12_000
 """Training rows that are used: the first so many of those that trained the ladder."""
 STUDENTS = {"medium": "small", "large": "medium"}
-MINUTES = 2.0
+MINUTES = 1.2
 """Of the CPU, for each training."""
 POINTS = 120
 SHARES = (0.5, 0.7, 0.85, 1.0)

@@ -31,6 +31,8 @@ def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
     names = list(digests)
     calibration = Calibration.read(ladder.calibration_path)
     calibration.check_belongs(names, digests)
+    if ladder.spec.routing == "direct":
+        calibration.check_looks_back_nowhere()
     profile = ServiceProfile.read(ladder.service_path)
     profile.check_belongs(names, digests)
     return calibration, profile
@@ -46,7 +48,7 @@ def read_certificate(ladder: Ladder, calibration: Calibration) -> Certificate | 
     if not ladder.certificate_path.is_file():
         return None
     certificate = Certificate.read(ladder.certificate_path)
-    certificate.check_belongs(calibration)
+    certificate.check_belongs(calibration, ladder.spec.routing)
     return certificate
 
 
@@ -79,7 +81,7 @@ class Artefacts:
         class_configs(ladder.spec, certificate)  # a floor that nothing certifies is found out here, not in a replica
         market = None
         if ladder.table_path.is_file():
-            judged = judge_table(OutcomeTable.read(ladder.table_path), calibration)
+            judged = judge_table(OutcomeTable.read(ladder.table_path), calibration, ladder.spec.routing)
             market = market_of(judged, ladder.spec.base_prices)
         return cls(calibration, profile, certificate, market)
 
@@ -176,5 +178,6 @@ def build_policy(spec: CascadeSpec, profile: ServiceProfile, seed: int, certific
         usual_deadline_s=spec.deadline.default_s,
         wait_share=spec.admission.wait_share,
         classes=class_configs(spec, certificate),
+        routing=spec.routing,
         seed=seed,
     )

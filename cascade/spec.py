@@ -16,6 +16,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
 from cascade.models.factory import call_factory
+from cascade.policy.routing import Routing
 from cascade.spec_sections import (
     AdmissionSpec,
     AutoscalingSpec,
@@ -163,6 +164,9 @@ class CascadeSpec(Part):
     preference for low cost. 0 escalates wherever accuracy may be won."""
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
     """The ladder, cheapest first."""
+    routing: Routing = "cascade"
+    """``cascade`` takes rows through the stages in turn; ``direct`` lets a row skip those between, where the gain tables say
+    that going straight to a dearer stage is worth more. With ``direct`` no stage looks back at the answers of others."""
     deadline: DeadlineSpec = DeadlineSpec()
     """Time limits."""
     admission: AdmissionSpec = AdmissionSpec()

@@ -1,13 +1,17 @@
 """From a spec and its certificate to the policy's classes, and what is refused on the way."""
 
 import pytest
+import yaml
 from ladders import fake_ladder
+from typer.testing import CliRunner
 
-from cascade.assembly import build_policy, class_configs, read_certificate
+from cascade.assembly import Artefacts, build_policy, class_configs, read_certificate
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import digest_of
 from cascade.calibration.certify import certify
+from cascade.cli import app
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.policy.direct_market import DirectMarket
 from cascade.spec import Ladder
 from tests.calibration.judged_cases import difficulty_ladder
 from tests.test_spec import ROOT
@@ -80,3 +84,45 @@ def test_a_certificate_is_read_where_there_is_one_and_only_with_its_own_calibrat
     other = calibration.model_copy(update={"prices": tuple(2 * p for p in calibration.prices)})
     with pytest.raises(CalibrationMismatch, match="cascade certify"):
         read_certificate(ladder, other)
+
+
+def test_direct_routing_needs_a_calibration_that_does_not_look_back(calibrated_copy):
+    document = yaml.safe_load(calibrated_copy.read_text())
+    calibrated_copy.write_text(yaml.safe_dump(document | {"routing": "direct"}))
+    ladder = Ladder.read(calibrated_copy)
+    result = CliRunner().invoke(app, ["calibrate", str(calibrated_copy)])
+    assert result.exit_code == 0, result.output
+    artefacts = Artefacts.read(ladder)
+    assert isinstance(artefacts.market, DirectMarket)
+    calibration = artefacts.calibration
+    looking = calibration.stages[1].model_copy(update={"history_weight": 0.5})
+    stages = (calibration.stages[0], looking, *calibration.stages[2:])
+    calibration.model_copy(update={"stages": stages}).write(ladder.calibration_path)
+    with pytest.raises(CalibrationMismatch, match="looks back"):
+        Artefacts.read(ladder)
+
+
+def test_a_certificate_of_a_cascade_is_none_for_direct_routing(calibrated_copy):
+    table = calibrated_copy.parent / "calibration" / "test.npz"
+    for arguments in (
+        ["profile", str(calibrated_copy), "--split", "test", "--out", str(table)],
+        [
+            "certify",
+            str(table),
+            "--calibration",
+            str(calibrated_copy.parent / "calibration" / "calibration.json"),
+            "--max-loss",
+            "0.5",
+            "--out",
+            str(calibrated_copy.parent / "calibration" / "certificate.json"),
+        ],
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    ladder = Ladder.read(calibrated_copy)
+    calibration = Calibration.read(ladder.calibration_path)
+    assert read_certificate(ladder, calibration) is not None
+    document = yaml.safe_load(calibrated_copy.read_text())
+    calibrated_copy.write_text(yaml.safe_dump(document | {"routing": "direct"}))
+    with pytest.raises(CalibrationMismatch, match="run `cascade certify` again"):
+        read_certificate(Ladder.read(calibrated_copy), calibration)

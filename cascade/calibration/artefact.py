@@ -227,6 +227,19 @@ class Calibration(_File):
         """
         _check_belongs("calibration", [(stage.name, stage.digest) for stage in self.stages], stage_names, digests)
 
+    def check_looks_back_nowhere(self) -> None:
+        """Refuse to let rows skip stages that later ones look back at.
+
+        Raises:
+            CalibrationMismatch: a stage combines, recalls or compares with the answers of stages before it.
+        """
+        for stage in self.stages:
+            if stage.judge().looks_back:
+                raise CalibrationMismatch(
+                    f"stage {stage.name!r} looks back at the answers of stages before it, which direct routing may skip; "
+                    "run `cascade calibrate` with routing: direct in the spec, or with --routing direct for a table"
+                )
+
 
 class MeasuredBatch(_Part):
     """Measured time of batches of one size."""

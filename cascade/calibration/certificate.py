@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from cascade.calibration.artefact import Calibration, Share, TableSource, Text, _File, _Part
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.policy.routing import Routing
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -94,7 +95,8 @@ class Certificate(_File):
        bounds' mean, weighted with the share of rows served at each. If load comes with harder rows, this fails.
     3. *Below*: every ``bound_below`` is at least the risk at all prices componentwise at most its own, at all points at
        once (each has d / G). It is a bound row by row, so it holds however prices move below, even with the row. Hence
-       the bound at the last point, where every row stops at the first stage, covers every way to leave early.
+       the bound at the last point, where every row stops at the first stage, covers every way to leave early. Where rows
+       may skip stages it counts those at which a row would stop if it came there, see `cascade.calibration.risk`.
     4. *Cap*: as long as prices stay componentwise at or below those of the point ``price_cap``, however they move, the
        risk is at most ``max_loss``.
     5. *Pareto*: the risk at the Pareto choice is at most ``max_loss``.
@@ -117,6 +119,8 @@ class Certificate(_File):
     """Digest of the calibration by which the rows walked, see `digest_of`; None where they came from no file."""
     stages: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names, cheapest first."""
+    routing: Routing = "cascade"
+    """Whether the rows could skip stages."""
     cost_unit: Text
     """What costs count."""
     rows: Positive
@@ -186,12 +190,20 @@ class Certificate(_File):
         within = [point.prices for point in self.path if point.bound_below <= max_loss]
         return within[-1] if within else None
 
-    def check_belongs(self, calibration: Calibration) -> None:
-        """Refuse to vouch for rows that walk by another calibration.
+    def check_belongs(self, calibration: Calibration, routing: Routing = "cascade") -> None:
+        """Refuse to vouch for rows that walk by another calibration, or by another rule.
+
+        Args:
+            calibration: by which the rows will be judged.
+            routing: by which they will walk.
 
         Raises:
             CalibrationMismatch: the certificate was made with another one.
         """
+        if self.routing != routing:
+            raise CalibrationMismatch(
+                f"the certificate was made for routing {self.routing}, the spec says {routing}; run `cascade certify` again"
+            )
         if self.calibration != digest_of(calibration):
             raise CalibrationMismatch(
                 f"the certificate was made with the calibration {self.calibration}, the ladder now has "

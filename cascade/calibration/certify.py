@@ -21,6 +21,7 @@ from cascade.calibration.risk import (
     clopper_pearson,
     covering_losses,
     fixed_sequence,
+    losses_if_stopping,
     pareto_order,
     pareto_test,
     price_families,
@@ -80,7 +81,7 @@ def certify(
     losing = np.array([walked.losses for walked in walks])
     along = losing[: len(points)]
     counts = along.sum(axis=1)
-    covering = covering_losses(judged)[np.arange(rows), [walked.exits for walked in walks[: len(points)]]].sum(axis=1)
+    covering = _covered(judged, points, walks).sum(axis=1)
     bounds, bounds_below = simultaneous_bounds(rows, counts, delta), simultaneous_bounds(rows, covering, delta)
     certified = fixed_sequence(binomial_p(rows, counts, max_loss), delta)
     capped = fixed_sequence(binomial_p(rows, covering, max_loss), delta)
@@ -91,6 +92,7 @@ def certify(
         table=table,
         calibration=calibration,
         stages=judged.stages,
+        routing=judged.routing,
         cost_unit=judged.cost_unit,
         rows=rows,
         max_loss=max_loss,
@@ -147,6 +149,13 @@ def _step(judged: JudgedTable, prices: Floats, done: int, total: int, progress: 
     return judged.walk(prices)
 
 
+def _covered(judged: JudgedTable, points: Sequence[Floats], walks: Sequence[Walked]) -> NDArray[np.bool_]:
+    """[G, N] whether a row may lose at the prices of a point or at any below."""
+    if judged.routing == "direct":
+        return np.array([losses_if_stopping(judged, prices) for prices in points])
+    return np.asarray(covering_losses(judged)[np.arange(judged.rows), [walked.exits for walked in walks[: len(points)]]])
+
+
 def _pareto(
     judged: JudgedTable,
     vectors: Sequence[Floats],
@@ -162,8 +171,7 @@ def _pareto(
     first, second = order[: judged.rows // 2], order[judged.rows // 2 :]
     if len(second) < needed or not len(first):
         return None
-    paid = np.cumsum(judged.cost)
-    cost = np.array([paid[walked.exits[first]].mean() for walked in walks])
+    cost = np.array([walked.costs[first].mean() for walked in walks])
     front = pareto_order(losing[:, first].mean(axis=1), cost)
     losses = losing[:, second].sum(axis=1)
     choice = pareto_test(front, len(second), losses, max_loss, delta)
@@ -175,7 +183,7 @@ def _pareto(
         front=len(front),
         rows=len(second),
         accuracy=float(walks[choice].right[second].mean()),
-        cost=float(paid[walks[choice].exits[second]].mean()),
+        cost=float(walks[choice].costs[second].mean()),
         losses=int(losses[choice]),
         loss=int(losses[choice]) / len(second),
     )

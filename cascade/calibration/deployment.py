@@ -160,7 +160,8 @@ class Deployment:
         requests are a mixture over the stages that they stop at. Never above the deadline, at which the policy answers with
         what it has. Good for choosing numbers of replicas and for spotting a stage that eats the time; within tens of
         percent of a simulation while no stage is saturated. Beyond, it says how long rows may wait rather than how long
-        they do, since the most valuable ones overtake the others. Routing, network and the noise of service times are not
+        they do, since the most valuable ones overtake the others. With direct routing it errs high, as if rows visited all
+        stages before the one that they stop at. Routing, network and the noise of service times are not
         in it.
 
         Raises:

@@ -29,6 +29,7 @@ from cascade.calibration.scores import Floats, p_correct_curve, reliability, sig
 from cascade.errors import ConfigError, TableError
 from cascade.policy.gain import Curve
 from cascade.policy.price import continuation_value
+from cascade.policy.routing import Routing
 
 MIN_ROWS = 20
 """Fewest rows that anything is fitted on."""
@@ -50,6 +51,7 @@ def fit(
     split: str | None = None,
     prices: Sequence[float] | None = None,
     answers: Answers = "best",
+    routing: Routing = "cascade",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -67,6 +69,9 @@ def fit(
         prices: price of each stage, the operating point that decides which rows reach a stage; zeros if left out.
         answers: ``best`` lets a stage recall or combine earlier answers where that is right more often on rows held out;
             ``replace`` has every stage answer for itself.
+        routing: how rows will walk. With ``direct`` no stage looks back at others, whatever ``answers`` says, since rows may
+            not have visited them. The rows that stages are fitted on are those of the cascade all the same: the few that
+            reach a stage past others at one vector of prices tell too little about other prices.
         seed: of the divisions for cross-validation.
         progress: told about each step.
 
@@ -83,7 +88,9 @@ def fit(
     if len(prices) != len(table.stages):
         raise ConfigError(f"expected one price for each of {len(table.stages)} stages, got {len(prices)}")
     tell = _teller(progress, 2 * len(rows.stages))
-    fitting = _Fitting(rows, prices, seed)
+    if routing == "direct":
+        answers = "replace"
+    fitting = _Fitting(rows, prices, seed, learned=routing == "cascade")
     for stage in rows.stages:
         tell(f"answers of {stage}")
         fitting.settle_answers(answers)
@@ -119,6 +126,7 @@ class _Fitting:
     table: OutcomeTable
     prices: tuple[float, ...]
     seed: int
+    learned: bool
 
     def __post_init__(self) -> None:
         self._right = [self.table.correct(stage) for stage in self.table.stages]
@@ -132,6 +140,8 @@ class _Fitting:
         before = self._answered[-1] if index else None
         fitted = self._fitted()
         answering = answer_stage(self.table, self.table.stages[index], before, fitted, answers, self.seed)
+        if not self.learned:
+            answering.features = None  # agreement with the stage before is one of them
         self._answered.append(answering)
         if before is not None:
             before.log_probabilities = None  # as large as a stage of the table, and read only by the stage after

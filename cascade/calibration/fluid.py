@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from cascade.calibration.judged import Floats, JudgedTable, Walked, price_path
+from cascade.calibration.judged import Floats, JudgedTable, price_path
 from cascade.errors import ConfigError
 from cascade.policy.price import continuation_value
 
@@ -198,7 +198,7 @@ class Thresholds:
                     on[order[: cuts[place] + 1]] = True
                 wins = np.where(on, goes, stays)
                 exits = np.where(on, exits, stage)
-        walked = Walked(judged, exits)
+        walked = judged.stopping(exits)
         return Gear(np.asarray(charges, np.float64), exits.astype(np.uint8), walked.accuracy, walked.visits)
 
 
@@ -228,7 +228,9 @@ class OperatingPoint:
     @property
     def exit_shares(self) -> Floats:
         """[S] share of the requests offered that stop at each stage; with ``shed`` they sum to 1."""
-        return np.asarray(self.visits - np.append(self.visits[1:], 0.0))
+        stages = len(self.prices)
+        stopped = (share * np.bincount(used.exits, minlength=stages) / len(used.exits) for used, share in self.mix)
+        return np.asarray(sum(stopped, np.zeros(stages)))
 
     def exits_before(self, unloaded: NDArray[np.integer[Any]]) -> float:
         """Share of the requests offered that are answered at a cheaper stage than the one given, [N]."""

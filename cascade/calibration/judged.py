@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.policy.price import continuation_value
+from cascade.policy.routing import Routing
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -26,6 +27,8 @@ class Walked:
     """The table."""
     exits: NDArray[np.intp]
     """[N] stage at which each row stops."""
+    visited: Bools
+    """[N, S] stages that each row ran on."""
 
     @cached_property
     def right(self) -> Bools:
@@ -40,7 +43,12 @@ class Walked:
     @property
     def cost(self) -> float:
         """Mean cost of a row: all stages that it ran on."""
-        return float(np.cumsum(self.judged.cost)[self.exits].mean())
+        return float(self.costs.mean())
+
+    @property
+    def costs(self) -> Floats:
+        """[N] cost of each row: all stages that it ran on."""
+        return np.asarray(self.visited @ self.judged.cost)
 
     @property
     def exit_shares(self) -> Floats:
@@ -50,7 +58,7 @@ class Walked:
     @property
     def visits(self) -> Floats:
         """[S] share of rows that run on each stage; the first is 1."""
-        return np.cumsum(self.exit_shares[::-1])[::-1]
+        return np.asarray(self.visited.mean(axis=0))
 
     @cached_property
     def losses(self) -> Bools:
@@ -83,6 +91,8 @@ class JudgedTable:
     """[N, S, S] at [n, k, j], j > k: expected gain of stage j for row n after stage k. 0 elsewhere."""
     group: NDArray[np.str_] | None = None
     """[N] slice of each row, for reports by group."""
+    routing: Routing = "cascade"
+    """Whether rows may skip stages; then no stage of the table looks back at others' answers."""
 
     @property
     def rows(self) -> int:
@@ -90,32 +100,55 @@ class JudgedTable:
         return len(self.right)
 
     def exits(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> NDArray[np.intp]:
-        """Stage at which each row stops when no queue is full, [N]: on while the value of going on exceeds the price.
+        """Stage at which each row stops, [N]; see `walk`."""
+        return self.walk(prices, lookahead).exits
+
+    def walk(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> Walked:
+        """Let every row walk with no queue full: on while the value of going on exceeds the price.
 
         Args:
             prices: [S] price of a visit to each stage; the first is not used, since every row visits stage 0.
             lookahead: [S] prices at which the value looks beyond the next stage: the base prices, where ``prices`` are those
-                of a loaded server; the same prices where left out.
+                of a loaded server; the same prices where left out. Direct routing looks no further.
         """
         last = len(self.stages) - 1
         prices = [float(price) for price in prices]
         ahead = prices if lookahead is None else [float(price) for price in lookahead]
         stopped = np.full(self.rows, last, dtype=np.intp)
-        going = np.ones(self.rows, dtype=np.bool_)
+        visited = np.zeros((self.rows, last + 1), dtype=np.bool_, order="F")
+        visited[:, 0] = True
         for stage in range(last):
-            value = continuation_value(self.gains[:, stage, stage + 1 :], stage, range(stage + 1, last + 1), ahead)
-            leaves = going & (value <= prices[stage + 1])
+            net, target = self._onward(stage, prices, ahead)
+            leaves = visited[:, stage] & (net <= 0)
             stopped[leaves] = stage
-            going &= ~leaves
-        return stopped
+            for behind in range(stage + 1, last + 1) if self.routing == "direct" else (stage + 1,):
+                visited[:, behind] |= visited[:, stage] & ~leaves & (target == behind)
+        return Walked(self, stopped, visited)
 
-    def walk(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> Walked:
-        """Let every row walk at these prices; see `exits`."""
-        return Walked(self, self.exits(prices, lookahead))
+    def would_stop(self, prices: Sequence[float] | Floats) -> Bools:
+        """[N, S] whether each row would stop at each stage if it came there, at the last one always."""
+        prices = [float(price) for price in prices]
+        last = len(self.stages) - 1
+        nets = [self._onward(stage, prices, prices)[0] for stage in range(last)]
+        return np.column_stack([*(net <= 0 for net in nets), np.ones(self.rows, dtype=np.bool_)])
+
+    def _onward(self, stage: int, prices: list[float], ahead: list[float]) -> tuple[Floats, NDArray[np.intp] | int]:
+        """Largest net gain of going on from a stage, [N], and where to."""
+        last, gains = len(self.stages) - 1, self.gains[:, stage, stage + 1 :]
+        if self.routing == "cascade" or stage == last - 1:
+            value = continuation_value(gains, stage, range(stage + 1, last + 1), ahead)
+            return np.asarray(value - prices[stage + 1]), stage + 1
+        nets = gains - np.array(prices[stage + 1 :])
+        place = nets.argmax(axis=1)  # the nearest of equal ones
+        return nets[np.arange(self.rows), place], place + stage + 1
 
     def stop_at(self, stage: int) -> Walked:
-        """Let every row stop at one stage."""
-        return Walked(self, np.full(self.rows, stage, dtype=np.intp))
+        """Let every row stop at one stage, after all before it."""
+        return self.stopping(np.full(self.rows, stage, dtype=np.intp))
+
+    def stopping(self, exits: NDArray[np.intp]) -> Walked:
+        """Let every row stop at a given stage [N], after all before it."""
+        return Walked(self, exits, np.arange(len(self.stages)) <= exits[:, None])
 
     def select(self, rows: NDArray[Any]) -> "JudgedTable":
         """The table of only some rows: a mask [N], or indices (which may repeat)."""

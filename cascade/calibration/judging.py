@@ -14,8 +14,10 @@ from cascade.calibration.judged import JudgedTable
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import log_probabilities
 from cascade.errors import CalibrationMismatch, TableError
+from cascade.policy.direct_market import DirectMarket
 from cascade.policy.gain import Earlier, LogisticGain
 from cascade.policy.market import Market
+from cascade.policy.routing import Routing
 
 CHUNK_VALUES = 1 << 20
 """Numbers of one stage that are judged at a time: eight megabytes, so that a table of any size fits."""
@@ -24,15 +26,16 @@ MARKET_ROWS = 2000
 """Rows that stand for the traffic: the share of rows above a price is then known to a point, as is the arrival rate."""
 
 
-def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
+def judge_table(table: OutcomeTable, calibration: Calibration, routing: Routing = "cascade") -> JudgedTable:
     """Judge every row of a table at every stage.
 
     Args:
         table: outcomes; rows that the calibration was not fitted on, if anything is to be concluded from them.
         calibration: fitted for the same stages.
+        routing: whether the rows may skip stages when they walk.
 
     Raises:
-        CalibrationMismatch: the table has other stages.
+        CalibrationMismatch: the table has other stages, or a stage looks back at others that rows may skip.
         TableError: the calibration reads probabilities that the table lacks.
     """
     names = tuple(stage.name for stage in calibration.stages)
@@ -41,6 +44,8 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
             f"the table has the stages {', '.join(table.stages)}, the calibration was made for {', '.join(names)}"
         )
     judges = [stage.judge() for stage in calibration.stages]
+    if routing == "direct":
+        calibration.check_looks_back_nowhere()
     for name, stage, judge in zip(names, calibration.stages, judges, strict=True):
         learned = any(isinstance(gain, LogisticGain) for gain in judge.gains)
         if (judge.history_weight or learned) and not table.has_probs(name):
@@ -68,7 +73,7 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
             elif judge.history_weight:
                 served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
             earlier = Earlier(judgement.probabilities, judgement.p_correct)
-    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group)
+    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, routing)
 
 
 def fitted_on_these(calibration: Calibration, digest: str, split: str | None, rows: OutcomeTable) -> bool:
@@ -93,6 +98,7 @@ def fit_and_judge(
     fit_split: str | None = None,
     check_split: str | None = None,
     answers: Answers = "best",
+    routing: Routing = "cascade",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Calibration, JudgedTable]:
@@ -104,6 +110,7 @@ def fit_and_judge(
         fit_split: split to fit on; a random half, the same share of every label, where neither split is named.
         check_split: split to judge.
         answers: see `fit`.
+        routing: see `fit`.
         seed: of the division and of what `fit` divides.
         progress: told about each step.
 
@@ -122,8 +129,10 @@ def fit_and_judge(
         halves = table.split_rows({"fit": 0.5, "check": 0.5}, seed=seed)
         fitted, checked = table.select(halves["fit"]), table.select(halves["check"])
     digests = {stage: f"table {table.digest()[:16]}" for stage in table.stages}
-    calibration = fit(fitted, digests, ladder="table", prices=prices, answers=answers, seed=seed, progress=progress)
-    return calibration, judge_table(checked, calibration)
+    calibration = fit(
+        fitted, digests, ladder="table", prices=prices, answers=answers, routing=routing, seed=seed, progress=progress
+    )
+    return calibration, judge_table(checked, calibration, routing)
 
 
 def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MARKET_ROWS, seed: int = 0) -> Market:
@@ -140,4 +149,5 @@ def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MAR
     stages = len(judged.stages)
     # Single precision halves what is searched and shipped; gains are known to two digits at best.
     gains = [judged.gains[:, stage, stage + 1 :].astype(np.float32) for stage in range(stages - 1)]
-    return Market(gains, judged.p_correct.astype(np.float32), base_prices)
+    kind = DirectMarket if judged.routing == "direct" else Market
+    return kind(gains, judged.p_correct.astype(np.float32), base_prices)

@@ -214,6 +214,24 @@ def covering_losses(judged: JudgedTable) -> Bools:
     return np.asarray(np.logical_or.accumulate(losses[:, ::-1], axis=1)[:, ::-1])
 
 
+def losses_if_stopping(judged: JudgedTable, prices: Floats) -> Bools:
+    """The same where rows may skip stages: whether a row would lose at a stage at which it would stop, [N].
+
+        m[n] = 1[ the whole ladder would be right about n, and some stage at which n would stop, if it came there at these
+                  prices, would serve it a wrong answer ]
+
+    Where rows skip stages, a lower price may lead a row to a cheaper stage, so that it stops earlier, and `covering_losses`
+    does not hold. But a row that goes on from a stage at some prices goes on from there at any lower ones: its largest net
+    gain is no less. So it stops at one of the stages at which it would stop now, whichever way it takes.
+
+    Args:
+        judged: rows with direct routing.
+        prices: [S].
+    """
+    losses = np.column_stack([judged.stop_at(stage).losses for stage in range(len(judged.stages))])
+    return np.asarray((losses & judged.would_stop(prices)).any(axis=1))
+
+
 def price_families(cost: Floats) -> list[Floats]:
     """Price vectors worth trying where each stage may have its own price.
 

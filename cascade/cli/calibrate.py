@@ -8,7 +8,7 @@ import typer
 from cascade.calibration.artefact import Calibration, GainCurve, ServiceProfile, StageCalibration
 from cascade.calibration.fitting import fit
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
+from cascade.cli.console import console, narrow_table, print_json, progress_bar, read_routing, usage_errors, writing
 from cascade.errors import ConfigError
 from cascade.spec import Ladder
 
@@ -34,6 +34,9 @@ def calibrate(
     price_per_cost: Annotated[
         float, typer.Option(min=0, help="For a table: gain that a unit of cost must promise; a spec names its own.")
     ] = 0.0,
+    routing: Annotated[
+        str, typer.Option(help="For a table: how rows will walk, cascade or direct; a spec names its own.")
+    ] = "cascade",
     replace: Annotated[
         bool, typer.Option("--replace", help="Let every stage answer for itself: no recall, no combining.")
     ] = (False),
@@ -48,7 +51,7 @@ def calibrate(
         if source.suffix in SPEC_SUFFIXES:
             ladder = Ladder.read(source)
             table, digests, name = _own_table(ladder)
-            prices = ladder.spec.base_prices
+            prices, way = ladder.spec.base_prices, ladder.spec.routing
             split, path = split or "calibration", ladder.calibration_path
         else:
             if out is None:
@@ -56,6 +59,7 @@ def calibrate(
             table = OutcomeTable.read(source)
             digests, name = {stage: f"table {table.digest()[:16]}" for stage in table.stages}, source.stem
             prices, path = tuple(price_per_cost * table.cost), out / "calibration.json"
+            way = read_routing(routing)
         if out is not None:
             path = out / "calibration.json"
         with progress_bar() as bar:
@@ -67,6 +71,7 @@ def calibrate(
                 split=split,
                 prices=prices,
                 answers="replace" if replace else "best",
+                routing=way,
                 seed=seed,
                 progress=lambda done, total, what: bar.update(task, completed=done / total, description=what),
             )

@@ -13,8 +13,9 @@ from cascade.calibration.certify import path_through
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.judging import fit_and_judge, fitted_on_these, judge_table
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
+from cascade.cli.console import console, narrow_table, print_json, progress_bar, read_routing, usage_errors, writing
 from cascade.errors import ConfigError
+from cascade.policy.routing import Routing
 
 ROUND_UP = 5e-6
 """Half of the last digit of a loss shown with three decimals of a percent, so that what is shown can be asked for."""
@@ -39,6 +40,7 @@ def certify(
     check_split: Annotated[
         str | None, typer.Option(help="Split to count losses in; default: the other half, or with --calibration all rows.")
     ] = None,
+    routing: Annotated[str, typer.Option(help="How rows walk: cascade, or direct, which may skip stages.")] = "cascade",
     out: Annotated[Path | None, typer.Option(help="Certificate file to write.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random division of rows.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
@@ -52,6 +54,7 @@ def certify(
     Exits with 1 if nothing can be certified, with 2 if the rows are too few for any certificate.
     """
     with usage_errors():
+        way = read_routing(routing)
         read = OutcomeTable.read(table)
         with progress_bar() as bar:
             task = bar.add_task("certify", total=1.0)
@@ -60,10 +63,10 @@ def certify(
                 bar.update(task, completed=done / total, description=what)
 
             if calibration is not None:
-                fitted, judged, source = _by_file(read, calibration, fit_split, check_split)
+                fitted, judged, source = _by_file(read, calibration, fit_split, check_split, way)
             else:
                 fitted, judged = fit_and_judge(
-                    read, fit_split=fit_split, check_split=check_split, seed=seed, progress=progress
+                    read, fit_split=fit_split, check_split=check_split, routing=way, seed=seed, progress=progress
                 )
                 part = check_split or f"half that was not fitted on, seed {seed}"
                 source = TableSource(digest=read.digest(), rows=judged.rows, split=part)
@@ -91,7 +94,7 @@ def certify(
 
 
 def _by_file(
-    table: OutcomeTable, path: Path, fit_split: str | None, check_split: str | None
+    table: OutcomeTable, path: Path, fit_split: str | None, check_split: str | None, routing: Routing
 ) -> tuple[Calibration, JudgedTable, TableSource]:
     """Judge the rows by a calibration that was fitted on others."""
     if fit_split is not None:
@@ -105,7 +108,8 @@ def _by_file(
             f"{path}: was fitted on {part} of this very table; a certificate needs rows that nothing was fitted on "
             "(another table, or --check-split)"
         )
-    return calibration, judge_table(rows, calibration), TableSource(digest=digest, rows=rows.rows, split=check_split)
+    source = TableSource(digest=digest, rows=rows.rows, split=check_split)
+    return calibration, judge_table(rows, calibration, routing), source
 
 
 def _show(certificate: Certificate, table: str, base_prices: tuple[float, ...]) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import typer
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 
 from cascade.errors import CascadeError, ConfigError
+from cascade.policy.routing import Routing
 
 console = Console()
 errors = Console(stderr=True)
@@ -50,6 +51,18 @@ def progress_bar() -> Progress:
         console=errors,
         transient=not sys.stderr.isatty(),
     )
+
+
+def read_routing(text: str) -> Routing:
+    """What ``--routing`` says.
+
+    Raises:
+        ConfigError: nothing that there is.
+    """
+    for known in get_args(Routing):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f"--routing: expected {' or '.join(get_args(Routing))}, got {text!r}")
 
 
 @contextmanager

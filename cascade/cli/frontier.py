@@ -13,9 +13,10 @@ from cascade.calibration.frontier import frontier as make_frontier
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.judging import fit_and_judge, fitted_on_these, judge_table
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, usage_errors
+from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, read_routing, usage_errors
 from cascade.cli.outputs import amount, say_written, times, write_outputs
 from cascade.errors import ConfigError
+from cascade.policy.routing import Routing
 from cascade.report.frontier import frontier_figure
 
 SHOWN_POINTS = 12
@@ -37,6 +38,7 @@ def frontier(
     check_split: Annotated[
         str | None, typer.Option(help="Split to walk; default: the other half, or with --calibration all rows.")
     ] = None,
+    routing: Annotated[str, typer.Option(help="How rows walk: cascade, or direct, which may skip stages.")] = "cascade",
     points: Annotated[int, typer.Option(help="Prices to walk at, at least 3.")] = 120,
     out: Annotated[Path | None, typer.Option(help="Write STEM.svg, STEM.png and STEM.json.", metavar="STEM")] = None,
     seed: Annotated[int, typer.Option(help="Of every random division of rows.")] = 0,
@@ -45,16 +47,18 @@ def frontier(
     """Compare the cascade at every price with single models, escalation at random, and what an oracle could do.
 
     Without --calibration the cascade is fitted twice: with the answers of earlier stages recalled or combined where that
-    is right more often ("best"), and with every stage answering for itself ("replace").
+    is right more often ("best"), and with every stage answering for itself ("replace"); with --routing direct, once with
+    rows that may skip stages ("direct"), and once as a cascade ("best").
     """
     with usage_errors():
         if points < 3:
             raise ConfigError(f"--points: a frontier needs at least 3, got {points}")
+        way = read_routing(routing)
         read = OutcomeTable.read(table)
         if calibration is not None:
-            tables, operating = _by_file(read, calibration, fit_split, check_split)
+            tables, operating = _by_file(read, calibration, fit_split, check_split, way)
         else:
-            tables, operating = _fitted(read, fit_split, check_split, seed), None
+            tables, operating = _fitted(read, fit_split, check_split, seed, way), None
         made = make_frontier(tables, points=points, operating_prices=operating)
         document = made.document()
         written = [] if out is None else write_outputs(out, frontier_figure(made), document)
@@ -68,7 +72,9 @@ def frontier(
         say_written(written)
 
 
-def _fitted(table: OutcomeTable, fit_split: str | None, check_split: str | None, seed: int) -> dict[str, JudgedTable]:
+def _fitted(
+    table: OutcomeTable, fit_split: str | None, check_split: str | None, seed: int, routing: Routing
+) -> dict[str, JudgedTable]:
     """Fit twice on one part, judge the other."""
     with progress_bar() as bar:
         task = bar.add_task("fit", total=2.0)
@@ -81,12 +87,15 @@ def _fitted(table: OutcomeTable, fit_split: str | None, check_split: str | None,
 
         judge = partial(fit_and_judge, table, fit_split=fit_split, check_split=check_split, seed=seed)
         _, best = judge(answers="best", progress=progress)
+        if routing == "direct":
+            _, direct = judge(routing=routing, progress=progress_again)
+            return {"direct": direct, "best": best}
         _, replace = judge(answers="replace", progress=progress_again)
     return {"best": best, "replace": replace}
 
 
 def _by_file(
-    table: OutcomeTable, path: Path, fit_split: str | None, check_split: str | None
+    table: OutcomeTable, path: Path, fit_split: str | None, check_split: str | None, routing: Routing
 ) -> tuple[dict[str, JudgedTable], tuple[float, ...]]:
     """Judge the rows by a calibration; say so if it was fitted on these very rows."""
     if fit_split is not None:
@@ -97,7 +106,7 @@ def _by_file(
         errors.print(
             "[yellow]note:[/yellow] the calibration was fitted on these very rows, so the cascade looks better than it is"
         )
-    return {"calibrated": judge_table(rows, fitted)}, fitted.prices
+    return {"calibrated": judge_table(rows, fitted, routing)}, fitted.prices
 
 
 def _show_points(made: Frontier, source: str) -> None:

@@ -77,10 +77,10 @@ def plan(
         outcomes = OutcomeTable.read(table or ladder.table_path)
         certified = None if certificate is None else Certificate.read(certificate)
         if certified is not None:
-            certified.check_belongs(calibration)
+            certified.check_belongs(calibration, ladder.spec.routing)
         with progress_bar() as bar:
             task = bar.add_task("plan", total=1.0)
-            judged = judge_table(outcomes, calibration)
+            judged = judge_table(outcomes, calibration, ladder.spec.routing)
             made = make_plan(
                 judged,
                 deployment,

@@ -148,7 +148,7 @@ def make_report(
     deployment = deployment_of(Ladder(spec, ladder.root), profile, None, {})
     base_prices = spec.base_prices
     told("judge", 0.0)
-    judged = judge_table(outcomes, calibration)
+    judged = judge_table(outcomes, calibration, spec.routing)
     swept = frontier({"calibrated": judged}, operating_prices=base_prices)
     certificate = certify(
         judged,

@@ -117,7 +117,7 @@ def simulate_command(
             errors.print(
                 "[yellow]note:[/yellow] these are the rows that the calibration was fitted on; it looks better than it is"
             )
-        judged = judge_table(outcomes, calibration)
+        judged = judge_table(outcomes, calibration, ladder_spec.routing)
         planner = None if base_prices else _planner(plan, ladder, calibration, judged, [each.replicas for each in servers])
         limits = fluid_limits(judged, ladder_spec, servers)
         runs = []
@@ -168,7 +168,7 @@ def _planner(
     if path is None:
         if not ladder.table_path.is_file():
             return None  # as in the server
-        traffic = judge_table(OutcomeTable.read(ladder.table_path), calibration)
+        traffic = judge_table(OutcomeTable.read(ladder.table_path), calibration, ladder.spec.routing)
         return market_planner(market_of(traffic, ladder.spec.base_prices), replicas)
     plan = Plan.read(path)
     if tuple(stage.name for stage in plan.stages) != judged.stages:

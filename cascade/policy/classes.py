@@ -89,6 +89,21 @@ class Classes:
         """Whether a row of this value is within its class's floor before ``stage``."""
         return value > self._caps[min(priority - 1, self._last)][stage]
 
+    def pays(self, priority: int, stage: int, base_price: float, price: float) -> float:
+        """The value above which a row goes on to ``stage``: the price that its class sees.
+
+        From ``weight (value - base) > min(price, cap) - base``, or ``value > cap``; see `key`.
+
+        Args:
+            priority: class of the row.
+            stage: the stage that it would go to.
+            base_price: of the stage.
+            price: present price of the stage for this row.
+        """
+        place = min(priority - 1, self._last)
+        cap = self._caps[place][stage]
+        return min(base_price + (min(price, cap) - base_price) / self._weights[place], cap)
+
     def key(self, priority: int, stage: int, value: float, base_price: float, price: float) -> float | None:
         """Where a row stands in the queue of ``stage``: a larger key is served first; None if the price stops it.
 

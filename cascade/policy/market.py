@@ -131,7 +131,7 @@ class Market:
                 np.where(r, _surplus(values[place], base, target, group), -inf)
                 for r, group in zip(reached, groups, strict=True)
             ]
-            surcharge = _quantile(surplus, mass, most)
+            surcharge = quantile(surplus, mass, most)
             prices[target] = base + surcharge
             for index, asks in enumerate(surplus):
                 going = asks > surcharge
@@ -177,7 +177,7 @@ def _surplus(values: Floats, base: float, target: int, group: Group) -> Floats:
     return surplus
 
 
-def _quantile(surplus: Sequence[Floats], mass: Floats, most: float) -> float:
+def quantile(surplus: Sequence[Floats], mass: Floats, most: float) -> float:
     """The smallest surcharge, 0 or a row's own surplus, above which rows of a mass of at most ``most`` lie."""
     everything = np.concatenate(surplus)
     weights = np.repeat(mass, [len(part) for part in surplus])

@@ -16,14 +16,15 @@ from random import Random
 from cascade.policy.admission import Admission
 from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
-from cascade.policy.classes import PROTECTED, ClassConfig, Classes
+from cascade.policy.classes import ClassConfig, Classes
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.door import Door
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
-from cascade.policy.price import continuation_value
+from cascade.policy.onward import Onward
 from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
+from cascade.policy.routing import Routing
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
@@ -67,6 +68,7 @@ class Policy:
         usual_deadline_s: the deadline that queue bounds are measured against.
         wait_share: see `Admission`.
         classes: one for each priority, the most important first; by default all rows are of one class.
+        routing: whether rows may skip stages.
         seed: seed of the only randomness there is, the jitter of ``Retry-After``.
     """
 
@@ -77,6 +79,7 @@ class Policy:
         usual_deadline_s: float,
         wait_share: float = 0.2,
         classes: Sequence[ClassConfig] | None = None,
+        routing: Routing = "cascade",
         seed: int = 0,
     ) -> None:
         self._stages = tuple(stages)
@@ -89,6 +92,9 @@ class Policy:
         self._classes = Classes((ClassConfig(),) if classes is None else classes, base_prices)
         self._tenants = Tenants()
         self._tariff = Tariff(base_prices, self._classes, self._tenants)
+        self._onward = Onward(routing, self._stages, self.capacities, self._classes, self._tariff)
+        # Rows that a full stage will not take may go to a cheaper one, which is then filled after it.
+        self._order = range(len(stages)) if routing == "cascade" else range(len(stages) - 1, -1, -1)
         self._under_way = UnderWay()
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
@@ -245,21 +251,17 @@ class Policy:
         if stage == 0:
             commands.extend(self._give_up(walk, ExitReason.FAILURE) for walk in waiting)
             return commands
-        behind = self._open_behind(stage)
         for walk in waiting:
-            if not behind:
+            found = self._onward.instead(walk)
+            if found is None:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
                 continue
-            answered_by, gains = walk.best
-            value = float(continuation_value(gains, answered_by, behind, self._tariff.base_prices)[0])
-            key = self._tariff.key_of_anyone(walk.request, value, behind[0])
+            target, key = found
             if key is None:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=False))
-                continue
-            walk.protected = key >= PROTECTED
-            if self._affordable(walk, behind[0]):
-                walk.bypass(behind[0])
-                self._queues[behind[0]].push(walk, key)
+            elif self._onward.affordable(walk, target):
+                walk.bypass(target)
+                self._queues[target].push(walk, key)
             else:
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
         return commands
@@ -279,7 +281,8 @@ class Policy:
     def dispatch(self, now: float) -> list[Command]:
         """Fill every free slot with the best batch that its queue can form; of what is left, keep what may be reached."""
         commands: list[Command] = []
-        for stage, queue in enumerate(self._queues):
+        for stage in self._order:
+            queue = self._queues[stage]
             if not queue:
                 continue
             capacity = self.capacities[stage]
@@ -300,7 +303,12 @@ class Policy:
             leaving = queue.leave(now, self._bounds.window_s(capacity)) if capacity.busy > busy else []
             if len(queue) > capacity.slots * capacity.max_batch_size:  # the bound is never below that
                 leaving += queue.evict(self._bounds.rows(stage, capacity))
-            commands.extend(self._reply(walk, ExitReason.EVICTED, deferred=False) for walk in leaving)
+            for walk in leaving:
+                if (detour := self._onward.detour(now, walk)) is None:
+                    commands.append(self._reply(walk, ExitReason.EVICTED, deferred=False))
+                else:
+                    walk.bypass(detour[0])
+                    self._queues[detour[0]].push(walk, detour[1])
         return commands
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
@@ -311,34 +319,27 @@ class Policy:
         if stage == len(self._stages) - 1:
             return [self._reply(walk, ExitReason.LAST_STAGE, deferred=False) for _, walk in live]
 
-        everywhere = range(stage + 1, len(self._stages))
-        unloaded = continuation_value(judgement.gains, stage, everywhere, self._tariff.base_prices).tolist()
-        base_price = self._tariff.base_prices[stage + 1]
-        open_stages = self._open_behind(stage)
-        if open_stages:
-            target = open_stages[0]
-            value = unloaded
-            if len(open_stages) < len(everywhere):
-                value = continuation_value(judgement.gains, stage, open_stages, self._tariff.base_prices).tolist()
-            soonest = now + self.capacities[target].service.predict(1)
+        everywhere, open_stages = range(stage + 1, len(self._stages)), self._onward.open_behind(stage)
+        ways = unloaded = self._onward.ways(judgement.gains, stage, everywhere)
+        if open_stages and len(open_stages) < len(everywhere):
+            ways = self._onward.ways(judgement.gains, stage, open_stages)
+        soonest = self._onward.soonest(now, ways)
 
         commands: list[Command] = []
         for row, walk in live:
-            if unloaded[row] <= base_price:
+            if not unloaded.asks(row, self._tariff.base_prices):
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
                 continue
             if not open_stages:
-                walk.protected = self._classes.protects(walk.request.priority, stage + 1, unloaded[row])
+                self._onward.protect(unloaded, row, walk)
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=True))
                 continue
-            key = self._tariff.key(now, walk.request, value[row], target)
+            target, key = self._onward.choose(now, ways, row, walk, soonest)
             if key is None:
                 commands.append(self._reply(walk, ExitReason.PRICE, deferred=True))
-                continue
-            walk.protected = key >= PROTECTED
-            if not self._affordable(walk, target):
+            elif not self._onward.affordable(walk, target):
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=True))
-            elif soonest > walk.usable_until_s:
+            elif soonest[target] > walk.usable_until_s:
                 if not self.capacities[target].busy:
                     self.capacities[target].service.refused(walk.usable_until_s - now)
                 commands.append(self._reply(walk, ExitReason.DEADLINE, deferred=True))
@@ -346,13 +347,6 @@ class Policy:
                 walk.defer(now, target)
                 self._queues[target].push(walk, key)
         return commands
-
-    def _affordable(self, walk: Walk, stage: int) -> bool:
-        # Costs are sums of floats: a budget of exactly the sum must be enough.
-        return walk.cost + self._stages[stage].cost <= walk.request.budget * (1.0 + 1e-9)
-
-    def _open_behind(self, stage: int) -> list[int]:
-        return [j for j in range(stage + 1, len(self._stages)) if self.capacities[j].slots]
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 

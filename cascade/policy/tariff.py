@@ -37,6 +37,16 @@ class Tariff:
         self._uncongested_rate = uncongested_rate
         self._share = FairShare(self._tenants)
 
+    def pays(self, now: float, request: Request, stage: int) -> float:
+        """The value above which a row goes on to ``stage``."""
+        base_price = self.base_prices[stage]
+        price = base_price if self._spared(now, request, stage) else self.prices[stage]
+        return self._classes.pays(request.priority, stage, base_price, price)
+
+    def pays_anyone(self, request: Request, stage: int) -> float:
+        """The same where every tenant pays the present price."""
+        return self._classes.pays(request.priority, stage, self.base_prices[stage], self.prices[stage])
+
     def key(self, now: float, request: Request, value: float, stage: int) -> float | None:
         """The row's key in the queue of ``stage``, None if the price that it sees there stops it.
 
@@ -46,15 +56,19 @@ class Tariff:
             value: its value of going on.
             stage: the stage that it would go to.
         """
-        base_price = self.base_prices[stage]
-        if (
-            self.prices[stage] > base_price
-            and self._uncongested_rate < inf
-            and self._share.holds(now, request.tenant, self._uncongested_rate)
-        ):
+        if self._spared(now, request, stage):
+            base_price = self.base_prices[stage]
             return self._classes.key(request.priority, stage, value, base_price, base_price)
         return self.key_of_anyone(request, value, stage)
 
     def key_of_anyone(self, request: Request, value: float, stage: int) -> float | None:
         """The same where every tenant pays the present price."""
         return self._classes.key(request.priority, stage, value, self.base_prices[stage], self.prices[stage])
+
+    def _spared(self, now: float, request: Request, stage: int) -> bool:
+        """Whether the row's tenant is within its fair rate, and so pays no surcharge where there is one."""
+        return (
+            self.prices[stage] > self.base_prices[stage]
+            and self._uncongested_rate < inf
+            and self._share.holds(now, request.tenant, self._uncongested_rate)
+        )

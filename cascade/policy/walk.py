@@ -213,7 +213,7 @@ class Walk:
         self.entered_s = now
 
     def bypass(self, stage: int) -> None:
-        """The stage it waits for is out; it waits for a dearer one instead."""
+        """The stage it waits for is out, or too full to come to it; it waits for another one instead."""
         self._move(Event.BYPASS)
         self.stage = stage
 

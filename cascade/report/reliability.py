@@ -88,7 +88,7 @@ def stage_reliability(walked: Walked, bins: int = BINS) -> tuple[StageReliabilit
 
 def _of_stage(walked: Walked, stage: int, bins: int) -> StageReliability:
     judged = walked.judged
-    reach = walked.exits >= stage
+    reach = walked.visited[:, stage]
     p_correct, right = judged.p_correct[reach, stage], judged.served[reach, stage]
     rows = len(right)
     histogram, _ = np.histogram(p_correct, bins=CELLS, range=(0.0, 1.0))

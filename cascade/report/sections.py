@@ -72,7 +72,7 @@ def ladder(report: Report) -> str:
     """The stages: what they know, cost and can take, and which rows stop where."""
     judged, own = report.judged, report.own
     fitted = report.calibration.stages
-    visits = np.cumsum(own.exit_shares[::-1])[::-1]
+    visits = judged.walk(own.prices).visits
     rows = [
         (
             name,
