@@ -23,6 +23,7 @@ from cascade.models.stage import Arrays
 from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve, Judge
 from cascade.policy.policy import Policy, StageConfig
+from cascade.policy.routing import Routing
 from cascade.serving.fakes import FakeStage
 from cascade.serving.router import Router
 from cascade.serving.slow_loop import Control, StagePlaces
@@ -153,11 +154,12 @@ def make_router(
     kind: type[Router] = Router,
     wait_share: float = 0.2,
     reading: Sequence[Judge] | None = None,
+    routing: Routing = "cascade",
 ) -> Router:
     """A router over these stages whose clock is the event loop's; must be called in the loop."""
     configs = configs or [config(cost=10.0**k) for k in range(len(stages))]
     return kind(
-        Policy(configs, usual_deadline_s=1.0, wait_share=wait_share, seed=1),
+        Policy(configs, usual_deadline_s=1.0, wait_share=wait_share, routing=routing, seed=1),
         reading or judges(len(stages)),
         stages,
         classes=2,

@@ -151,3 +151,9 @@ def test_help_says_what_certified_means():
     result = certify("--help")
     assert result.exit_code == DONE
     assert "Certified means" in result.stdout
+
+
+def test_a_certificate_for_direct_routing_says_so(files):
+    result = certify(files / "table.npz", "--fit-split", "fit", "--check-split", "check", "--routing", "direct", "--json")
+    assert result.exit_code in (DONE, VERDICT_FAILED), result.output
+    assert Certificate.model_validate_json(result.stdout).routing == "direct"

@@ -127,3 +127,19 @@ def test_a_missing_table_exits_with_2(tmp_path) -> None:
     result = cascade("frontier", tmp_path / "none.npz")
     assert result.exit_code == USAGE
     assert "none.npz" in result.stderr
+
+
+def test_with_direct_routing_rows_that_may_skip_stages_stand_beside_the_cascade(files) -> None:
+    result = cascade("frontier", files / "outcomes.npz", "--routing", "direct", "--points", 20, "--json")
+    assert result.exit_code == DONE, result.output
+    sweeps = json.loads(result.stdout)["sweeps"]
+    assert list(sweeps) == ["direct", "best"]
+    # What skips the second stage costs what the cascade charges for it less.
+    costs = {name: {point["cost"] for point in sweep["points"]} for name, sweep in sweeps.items()}
+    assert costs["direct"] != costs["best"]
+
+
+def test_a_routing_that_is_none_exits_with_2(files) -> None:
+    result = cascade("frontier", files / "outcomes.npz", "--routing", "sideways")
+    assert result.exit_code == USAGE
+    assert "--routing: expected cascade or direct, got 'sideways'" in " ".join(result.stderr.split())

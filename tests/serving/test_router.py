@@ -56,6 +56,16 @@ class Blocking:
 # -- where rows go -----------------------------------------------------------------------------------------------------
 
 
+async def test_with_direct_routing_a_row_skips_the_stage_that_costs_more_than_it_mends():
+    stages = fake_stages(3, seconds=0.01)
+    configs = [config(), config(cost=10.0, base_price=0.4), config(cost=100.0, base_price=0.1)]
+    router = make_router(stages, configs, routing="direct")
+    (answer,) = await router.answer(row(UNSURE, UNSURE, SURE), 1, budget_s=1.0)
+    assert (answer.stage, answer.cost, answer.escalations) == (2, 101.0, 1)
+    assert [batch_sizes(stage) for stage in stages] == [[1], [], [1]]
+    assert_forgotten(router)
+
+
 async def test_a_confident_row_leaves_at_the_first_stage_and_another_goes_on():
     stages = fake_stages(3, seconds=0.01)
     router = make_router(stages)
