@@ -102,8 +102,20 @@ def noted(out: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def measure_all(out: Path) -> None:
-    """Run and time everything."""
+def some_rows(ladder: Any, rows: int, out: Path) -> Any:
+    """The ladder with the first so many rows of its data files."""
+    from cascade.spec import DataSpec, Ladder
+
+    names = {}
+    for split in ("calibration", "test"):
+        with np.load(ladder.path(getattr(ladder.spec.data, split))) as arrays:
+            np.savez(out / f"{split}-{rows}.npz", **{name: arrays[name][:rows] for name in arrays.files})
+        names[split] = str((out / f"{split}-{rows}.npz").resolve())
+    return Ladder(ladder.spec.model_copy(update={"data": DataSpec(**names)}), ladder.root)
+
+
+def measure_all(out: Path, rows: int) -> None:
+    """Run and time everything, on the first so many rows of each split."""
     from rich.progress import Progress
 
     from cascade.compressing import Made
@@ -122,7 +134,7 @@ def measure_all(out: Path) -> None:
     with Progress() as bar:
         task = bar.add_task("measure", total=1.0)
         found = measure(
-            Ladder.read(LADDER),
+            some_rows(Ladder.read(LADDER), rows, out),
             made,
             test=True,
             progress=lambda what, share: bar.update(task, completed=share, description=what),
@@ -220,6 +232,7 @@ def main() -> int:
     parser.add_argument("step", choices=("rows", "make", "measure", "report"))
     parser.add_argument("what", nargs="*", help="make: stage and method")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--rows", type=int, default=10_000, help="measure: rows of each split, at most")
     parser.add_argument("--out", type=Path, default=Path("scratch/compressed"))
     chosen = parser.parse_args()
     if chosen.step == "rows":
@@ -227,7 +240,7 @@ def main() -> int:
     elif chosen.step == "make":
         make(*chosen.what, chosen.out)
     elif chosen.step == "measure":
-        measure_all(chosen.out)
+        measure_all(chosen.out, chosen.rows)
     else:
         report(chosen.out)
     return 0
