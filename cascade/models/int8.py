@@ -47,6 +47,7 @@ class Int8Layer(nn.Module):
         activations: see the module.
     """
 
+    bias_shape: tuple[int, ...] = (-1,)
     weight_int8: Tensor
     weight_scale: Tensor
     bias: Tensor | None
@@ -118,7 +119,7 @@ class Int8Layer(nn.Module):
         sums = self.products(_as_uint8(values / scales.view(by_row), MIDDLE), self._packed, None)
         sums.mul_(scales.view((-1, *(1 for _ in sums.shape[1:]))))
         if self.bias is not None:
-            sums.add_(self.bias if sums.ndim != 4 else self.bias.view(1, -1, 1, 1))
+            sums.add_(self.bias.view(self.bias_shape))
         return sums
 
 
@@ -129,6 +130,8 @@ class Int8Conv2d(Int8Layer):
         layer: the one replaced; only its shape is read, see `take` for its weights.
         activations: see the module.
     """
+
+    bias_shape = (1, -1, 1, 1)
 
     def __init__(self, layer: nn.Conv2d, activations: Activations) -> None:
         super().__init__(layer.weight.shape, layer.bias is not None, activations)
@@ -205,7 +208,12 @@ def quantised(factory: str, args: Mapping[str, Any], activations: Activations, l
         args: its keyword arguments.
         activations: ``static`` or ``dynamic``, see the module.
         leave: names of layers that stay as they are.
+
+    Raises:
+        ConfigError: this torch has no oneDNN.
     """
+    if not torch.backends.mkldnn.is_available():
+        raise ConfigError("int8 layers need a torch that was built with oneDNN")
     network: nn.Module = call_factory(factory, args)
     for name, layer in eligible(network, leave).items():
         path, _, leaf = name.rpartition(".")

@@ -91,6 +91,19 @@ def test_a_linear_layer_sums_what_its_integers_say():
     torch.testing.assert_close(found, (q - 40) * 0.02 @ w.T + layer.bias.detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("shape", [(3, 8), (3, 4, 8), (3, 2, 4, 8)])
+def test_a_linear_layer_takes_rows_of_any_shape(activations, shape):
+    from cascade.models.int8 import Int8Linear
+
+    torch.manual_seed(1)
+    layer, rows = nn.Linear(8, 4), torch.rand(shape) * 2 - 1
+    layer8 = Int8Linear(layer, activations)
+    layer8.take(layer, scale=2 / 255, zero=128)
+    with torch.inference_mode():
+        assert error(layer8(rows), layer(rows)) < 0.03
+
+
 def Int8Of(layer: nn.Linear) -> Int8Layer:
     from cascade.models.int8 import Int8Linear
 
