@@ -1,13 +1,14 @@
 """What the policy tells a driver to do. Plain values; they know neither why nor how.
 
-A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, the other three end a row.
+A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, `Preliminary` of a row that goes on, the other
+three end a row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cascade.policy.request import Answer
+from cascade.policy.request import Answer, SoFar
 from cascade.policy.walk import Walk
 
 
@@ -53,6 +54,13 @@ class Reply(NamedTuple):
     answer: Answer
 
 
+class Preliminary(NamedTuple):
+    """Command: show this answer to the row's client, who asked for that; the row goes on, and its end is still to come."""
+
+    tag: Any
+    answer: SoFar
+
+
 @dataclass(frozen=True, slots=True)
 class Expire:
     """Command: tell the row's client that its deadline passed before there was an answer."""
@@ -67,7 +75,7 @@ class Fail:
     tag: Any
 
 
-Command = Run | Abandon | Reply | Expire | Fail
+Command = Run | Abandon | Reply | Preliminary | Expire | Fail
 
 
 @dataclass(frozen=True, slots=True)
