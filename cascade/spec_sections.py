@@ -128,6 +128,16 @@ class LimitsSpec(Part):
     """Rows in one request."""
 
 
+class AnytimeSpec(Part):
+    """What clients that watch an answer get better are shown."""
+
+    answers: Literal["best_so_far", "plain", "product"] = "best_so_far"
+    """``best_so_far`` keeps the answer that is most probably right of those that came; ``plain`` shows each stage's own;
+    ``product`` multiplies the stages' scores, so that classes only ever drop out, and needs the outcome table."""
+    ping_s: Seconds = 15.0
+    """A comment is sent on an event stream on which nothing has happened for so long."""
+
+
 class RouterSpec(Part):
     """The process that clients talk to."""
 
