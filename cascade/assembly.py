@@ -11,7 +11,7 @@ from cascade.calibration.judging import judge_table, market_of
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.watching import fit_product
 from cascade.errors import ConfigError
-from cascade.policy.anytime import Product, Rule, best_so_far, plain
+from cascade.policy.anytime import Product, Rule, best_so_far, plain, steady
 from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve
 from cascade.policy.market import Market
@@ -106,8 +106,10 @@ def anytime_rule(spec: CascadeSpec, artefacts: Artefacts) -> Rule:
         case "product":
             assert artefacts.product is not None, "read with the ladder"
             return Product(artefacts.product)
-        case _:
+        case "best_so_far":
             return best_so_far
+        case "steady":
+            return steady
 
 
 def class_configs(spec: CascadeSpec, certificate: Certificate | None) -> list[ClassConfig]:

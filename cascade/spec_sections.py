@@ -131,9 +131,10 @@ class LimitsSpec(Part):
 class AnytimeSpec(Part):
     """What clients that watch an answer get better are shown."""
 
-    answers: Literal["best_so_far", "plain", "product"] = "best_so_far"
-    """``best_so_far`` keeps the answer that is most probably right of those that came; ``plain`` shows each stage's own;
-    ``product`` multiplies the stages' scores, so that classes only ever drop out, and needs the outcome table."""
+    answers: Literal["steady", "plain", "best_so_far", "product"] = "steady"
+    """``plain`` shows each stage's own answer; ``steady`` too, but of answers that agree the surest; ``best_so_far`` keeps
+    the surest of all, which is right less often; ``product`` multiplies the stages' scores, so that classes only ever drop
+    out, and needs the outcome table. ``cascade report`` has what each is worth on a ladder."""
     ping_s: Seconds = 15.0
     """A comment is sent on an event stream on which nothing has happened for so long."""
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cascade.models.stage import Arrays
-from cascade.policy.anytime import Rule, best_so_far
+from cascade.policy.anytime import Rule, steady
 from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve, Judge
 from cascade.policy.policy import Policy, StageConfig
@@ -154,7 +154,7 @@ def make_router(
     kind: type[Router] = Router,
     wait_share: float = 0.2,
     reading: Sequence[Judge] | None = None,
-    rule: Rule = best_so_far,
+    rule: Rule = steady,
 ) -> Router:
     """A router over these stages whose clock is the event loop's; must be called in the loop."""
     configs = configs or [config(cost=10.0**k) for k in range(len(stages))]

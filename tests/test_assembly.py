@@ -9,7 +9,7 @@ from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import digest_of
 from cascade.calibration.certify import certify
 from cascade.errors import CalibrationMismatch, ConfigError
-from cascade.policy.anytime import Product, best_so_far, plain
+from cascade.policy.anytime import Product, best_so_far, plain, steady
 from cascade.spec import Ladder
 from tests.calibration.judged_cases import difficulty_ladder
 from tests.test_spec import ROOT
@@ -84,7 +84,7 @@ def test_a_certificate_is_read_where_there_is_one_and_only_with_its_own_calibrat
         read_certificate(ladder, other)
 
 
-@pytest.mark.parametrize(("answers", "rule"), [("best_so_far", best_so_far), ("plain", plain)])
+@pytest.mark.parametrize(("answers", "rule"), [("steady", steady), ("best_so_far", best_so_far), ("plain", plain)])
 def test_what_clients_that_watch_are_shown_is_the_specs_choice(answers, rule):
     chosen = fake_ladder(3, anytime={"answers": answers}).spec
     assert anytime_rule(chosen, Artefacts(None, None, None, None)) is rule

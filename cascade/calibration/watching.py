@@ -73,7 +73,6 @@ def seen_by_rule(
         confidence[rows, index] = judgement.p_correct
     labels = table.labels[:, None]
     right = probabilities.argmax(axis=2) == labels
-    kept = surest(confidence)
     product = product_anytime(logits)
     sure = None
     if product_curves is not None:
@@ -81,13 +80,33 @@ def seen_by_rule(
         sure = np.column_stack([curve(largest[:, k]).astype(np.float64) for k, curve in enumerate(product_curves)])
     return {
         "plain": Seen(probabilities, right, confidence),
-        "best_so_far": Seen(
-            np.take_along_axis(probabilities, kept[:, :, None], axis=1),
-            np.take_along_axis(right, kept, axis=1),
-            np.take_along_axis(confidence, kept, axis=1),
-        ),
+        "steady": _kept(probabilities, right, confidence, steadily(probabilities.argmax(axis=2), confidence)),
+        "best_so_far": _kept(probabilities, right, confidence, surest(confidence)),
         "product": Seen(product, product.argmax(axis=2) == labels, sure),
     }
+
+
+def steadily(labels: NDArray[np.intp], confidence: Floats) -> NDArray[np.intp]:
+    """The stage whose answer is shown by the rule `steady` after each stage, [N, S].
+
+    Args:
+        labels: [N, S] predicted by each stage.
+        confidence: [N, S] how sure each is.
+    """
+    rows, kept = np.arange(len(labels)), np.zeros(labels.shape, dtype=np.intp)
+    for stage in range(1, labels.shape[1]):
+        before = kept[:, stage - 1]
+        stays = (labels[rows, before] == labels[:, stage]) & (confidence[rows, before] >= confidence[:, stage])
+        kept[:, stage] = np.where(stays, before, stage)
+    return kept
+
+
+def _kept(probabilities: Floats, right: NDArray[np.bool_], confidence: Floats, kept: NDArray[np.intp]) -> Seen:
+    return Seen(
+        np.take_along_axis(probabilities, kept[:, :, None], axis=1),
+        np.take_along_axis(right, kept, axis=1),
+        np.take_along_axis(confidence, kept, axis=1),
+    )
 
 
 def fit_product(table: OutcomeTable, exits: NDArray[np.intp]) -> tuple[Curve, ...]:

@@ -4,8 +4,12 @@ A rule takes what was shown of the row before and what a stage has just said of 
 row by row; they know stages by number, and decide nothing about the row's way, which is the same under every rule.
 
     plain        the stage's own answer, as it would leave
-    best so far  the answer that is most probably right of those that came, the earlier one on ties: *caching-anytime*
+    steady       the surer of two answers that agree, the earlier one on ties; but any answer with another label at once
+    best so far  the surest answer of all that came, the earlier one on ties: *caching-anytime*
     product      p_m(y) ∝ prod_{k<=m} max(0, f_k(y)): *product-anytime* (both Jazbec et al., NeurIPS 2023, arXiv 2306.02652)
+
+A surest answer is chosen for being sure, so it is less often right than it says, and an answer that a dearer stage has gone
+against is so most of all. Steady therefore believes the later of two that differ: its labels are those of plain.
 
 In the product, f are the stage's class scores less their mean. A softmax, and so training, leaves their level open, and
 tables of outcomes keep probabilities; less its mean, a score is the same whichever of the two it came from.
@@ -54,6 +58,17 @@ class Rule(Protocol):
 def plain(before: Shown | None, stage: int, judgement: Judgement, row: int) -> Shown:  # noqa: ARG001 - a rule's form
     """Show every stage's own answer."""
     return Shown(stage, judgement.probabilities[row], float(judgement.p_correct[row]))
+
+
+def steady(before: Shown | None, stage: int, judgement: Judgement, row: int) -> Shown:
+    """Keep what was shown if the new answer has its label and is no surer: confidence falls only where the label changes."""
+    if (
+        before is not None
+        and judgement.p_correct[row] <= before.confidence
+        and judgement.probabilities[row].argmax() == before.probabilities.argmax()
+    ):
+        return before
+    return plain(before, stage, judgement, row)
 
 
 def best_so_far(before: Shown | None, stage: int, judgement: Judgement, row: int) -> Shown:

@@ -16,7 +16,7 @@ from cascade.report.style import CASCADE, LIMIT, OTHER, WARNING, pyplot
 
 FALLS = (0.01, 0.1, 0.25, 0.5)
 """Falls of the true class's probability that are counted."""
-NAMES = {"plain": "each stage's own answer", "best_so_far": "best so far", "product": "product"}
+NAMES = {"plain": "each stage's own answer", "steady": "steady", "best_so_far": "best so far", "product": "product"}
 """Rules as the page calls them."""
 
 
@@ -125,11 +125,12 @@ def anytime_figure(found: Anytime) -> Any:
     figure, axes = plt.subplots()
     done = 1e3 * np.array(found.done_s)
     ends = done[-1] * 1.6
-    looks = {"plain": (WARNING, ":"), "best_so_far": (CASCADE, "-"), "product": (LIMIT, "--")}
+    looks = {"steady": (CASCADE, "-"), "best_so_far": (WARNING, ":"), "product": (LIMIT, "--")}  # plain has steady's labels
     for each in found.rules:
-        color, style = looks[each.rule]
-        accuracy = 100 * np.array([*each.accuracy, each.accuracy[-1]])
-        axes.step([*done, ends], accuracy, where="post", color=color, ls=style, label=f"the ladder: {NAMES[each.rule]}")
+        if each.rule in looks:
+            color, style = looks[each.rule]
+            accuracy = 100 * np.array([*each.accuracy, each.accuracy[-1]])
+            axes.step([*done, ends], accuracy, where="post", color=color, ls=style, label=f"the ladder: {NAMES[each.rule]}")
     axes.plot(1e3 * np.array(found.alone_s), 100 * np.array(found.alone), "o", color=OTHER, ms=5, label="a stage alone")
     for name, alone_s, right in zip(found.stages, found.alone_s, found.alone, strict=True):
         axes.annotate(

@@ -14,7 +14,7 @@ def anytime(found: Anytime | None, svg: str | None) -> str:
     """
     if found is None or svg is None:
         return paragraph("The outcome table has no class probabilities for some stage, so this cannot be counted.")
-    shown = found.rules[list(NAMES).index("best_so_far")]
+    shown = found.rules[list(NAMES).index("steady")]
     steps = "; ".join(
         f"{percent(right, 2)} after {duration(done_s)} ({name})"
         for right, done_s, name in zip(shown.accuracy, found.done_s, found.stages, strict=True)
@@ -53,8 +53,9 @@ def anytime(found: Anytime | None, svg: str | None) -> str:
         )
         + table(
             f"How often an answer gets worse: share of {found.rows:,} test rows whose probability of the true class falls "
-            "between any two stages by more than so much, if every row goes to the last; ± one standard error. Best so far "
-            "keeps the answer that is most probably right; product multiplies the stages' scores.",
+            "between any two stages by more than so much, if every row goes to the last; ± one standard error. Steady keeps "
+            "the surer of answers that agree, best so far the surest of all, which is right less often than it says; "
+            "product multiplies the stages' scores.",
             head,
             rows,
         )

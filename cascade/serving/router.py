@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
-from cascade.policy.anytime import Product, Rule, best_so_far
+from cascade.policy.anytime import Product, Rule, steady
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
@@ -64,7 +64,7 @@ class Router:
         margin_s: float,
         clock: Callable[[], float],
         control: Control,
-        rule: Rule = best_so_far,
+        rule: Rule = steady,
     ) -> None:
         self.policy = policy
         self._judges = tuple(judges)

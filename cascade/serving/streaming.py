@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.policy.gain import Floats
 from cascade.policy.request import Answer, SoFar
 from cascade.serving.messages import Refined, RowState
 from cascade.serving.router import Router
@@ -123,8 +124,12 @@ class _Told:
 
     def _certify(self, parameters: dict[str, Parameter], rows: list[RowState]) -> None:
         """Bound the loss of whoever takes what is shown here for the answer; nothing is said where nothing is known."""
+        # An earlier answer that is shown because it agrees is lost where the stage's own is.
+        differs = [state.shown.probabilities.argmax() != _own(state.answer).argmax() for state in rows]
         stages = [
-            state.shown.stage for state in rows if isinstance(state.answer, SoFar) or state.shown.stage != state.answer.stage
+            state.shown.stage if other else state.answer.stage
+            for state, other in zip(rows, differs, strict=True)
+            if other or isinstance(state.answer, SoFar)
         ]
         monitor = self._router.monitor
         if any(state.shown.log_product is not None for state in rows):
@@ -133,3 +138,8 @@ class _Told:
             parameters["cascade_certified_loss"] = round(monitor.certified_stops[min(stages)], 6)
         elif stages:
             parameters.pop("cascade_certified_loss", None)
+
+
+def _own(answer: Answer | SoFar) -> Floats:
+    """Class probabilities of a stage's own answer, [classes]."""
+    return np.asarray(answer.judgement.probabilities[answer.row])

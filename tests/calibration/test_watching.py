@@ -11,9 +11,9 @@ from cascade.calibration.anytime import caching_anytime, product_anytime, violat
 from cascade.calibration.fitting import fit
 from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.calibration.watching import fit_product, scores, seen_by_rule
+from cascade.calibration.watching import fit_product, scores, seen_by_rule, steadily
 from cascade.errors import TableError
-from cascade.policy.anytime import Product, best_so_far, centred, plain
+from cascade.policy.anytime import Product, best_so_far, centred, plain, steady
 from cascade.policy.gain import Curve, Judgement
 
 STRAIGHT = Curve.of([0, 1], [0, 1])
@@ -48,6 +48,21 @@ def test_the_best_so_far_is_the_surest_exit_so_far(logits, data):
     probabilities, sure = shown(best_so_far, logits, confidence)
     assert np.array_equal(probabilities, caching_anytime(softmax(logits, axis=2), confidence))
     assert np.array_equal(sure, np.maximum.accumulate(confidence, axis=1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(exits, st.data())
+def test_a_steady_answer_is_the_surest_since_the_label_last_changed(logits, data):
+    confidence = data.draw(hnp.arrays(np.float64, logits.shape[:2], elements=st.sampled_from([0.25, 0.5, 0.75, 1.0])))
+    own, labels = softmax(logits, axis=2), softmax(logits, axis=2).argmax(axis=2)
+    probabilities, sure = shown(steady, logits, confidence)
+    kept = steadily(labels, confidence)
+    assert np.array_equal(probabilities, np.take_along_axis(own, kept[:, :, None], axis=1))
+    assert np.array_equal(probabilities.argmax(axis=2), labels)
+    for row, (of_row, shown_sure) in enumerate(zip(labels, sure, strict=True)):
+        for stage in range(len(of_row)):
+            since = max((k for k in range(1, stage + 1) if of_row[k] != of_row[k - 1]), default=0)
+            assert shown_sure[stage] == confidence[row, since : stage + 1].max()
 
 
 @settings(max_examples=150, deadline=None)
@@ -121,6 +136,7 @@ def test_what_is_seen_of_a_table_is_what_the_rules_show(fitted):
     judged = judge_table(table, calibration)
     assert np.array_equal(seen["plain"].right, judged.served)
     assert np.array_equal(seen["plain"].confidence, judged.p_correct)
+    assert np.array_equal(seen["steady"].right, judged.served)
     kept = seen["best_so_far"]
     assert (np.diff(kept.confidence, axis=1) >= 0).all()
     assert np.array_equal(kept.probabilities, caching_anytime(seen["plain"].probabilities, judged.p_correct))

@@ -57,8 +57,11 @@ def test_answers_by_time_are_those_of_the_stages_that_are_done_by_then(case, fou
 def test_rules_that_keep_the_best_fall_less_often(found) -> None:
     by_rule = {each.rule: each for each in found.rules}
     assert list(by_rule) == list(NAMES)
-    for tau, own, kept in zip(FALLS, by_rule["plain"].falls, by_rule["best_so_far"].falls, strict=True):
-        assert kept <= own, tau
+    for tau, own, kept, surest in zip(
+        FALLS, *(by_rule[rule].falls for rule in ("plain", "steady", "best_so_far")), strict=True
+    ):
+        assert surest <= kept <= own, tau
+    assert by_rule["steady"].accuracy == by_rule["plain"].accuracy, "its labels are the stages' own"
     for each in found.rules:
         assert list(each.falls) == sorted(each.falls, reverse=True)
         assert all(walked <= every for walked, every in zip(each.falls_walked, each.falls, strict=True))
@@ -68,10 +71,11 @@ def test_rules_that_keep_the_best_fall_less_often(found) -> None:
 def test_the_figure_shows_every_rule_and_every_stage_alone(found) -> None:
     figure = anytime_figure(found)
     (axes,) = figure.axes
-    assert [line.get_label() for line in axes.lines] == [*(f"the ladder: {NAMES[rule]}" for rule in NAMES), "a stage alone"]
     assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
-    for line, each in zip(axes.lines, found.rules, strict=False):
-        assert line.get_ydata()[:-1] == pytest.approx(100 * np.array(each.accuracy))
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert lines.keys() == {"the ladder: steady", "the ladder: best so far", "the ladder: product", "a stage alone"}
+    for each in found.rules[1:]:
+        assert lines[f"the ladder: {NAMES[each.rule]}"][:-1] == pytest.approx(100 * np.array(each.accuracy))
     pyplot().close(figure)
 
 

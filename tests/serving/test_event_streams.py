@@ -11,7 +11,7 @@ from asgi import Response, started
 from event_streams import PING, EventStream
 from ladders import SURE, UNSURE, config, fake_ladder, fake_stages, make_router, told
 
-from cascade.policy.anytime import Product, best_so_far, plain
+from cascade.policy.anytime import Product, best_so_far, plain, steady
 from cascade.policy.gain import Curve
 from cascade.policy.policy import StageConfig
 from cascade.serving import messages
@@ -31,6 +31,8 @@ BETTER = (UNSURE, -2 * UNSURE, -SURE)
 """A row whose label the second stage changes."""
 WORSE = (2.0, -UNSURE, -0.2)
 """A row of which the first stage is surer than those behind it, which say otherwise."""
+AGREEING = (2.0, UNSURE, 0.2)
+"""The same, but they agree."""
 
 
 class Served:
@@ -38,7 +40,7 @@ class Served:
 
     def __init__(self, stages: list[FakeStage] | None = None, configs: list[StageConfig] | None = None, **spec: Any) -> None:
         self.stages = fake_stages(3, seconds=1.0) if stages is None else stages
-        self.rule = spec.pop("rule", None) or best_so_far
+        self.rule = spec.pop("rule", None) or steady
         self.monitor = spec.pop("monitor", None)
         self.ladder = fake_ladder(len(self.stages), **{**PATIENT, **spec})
         self._configs = configs
@@ -149,8 +151,8 @@ async def test_a_row_that_leaves_at_the_first_stage_is_one_event():
     assert event["parameters"]["cascade_exit_reason"] == "confident"
 
 
-@pytest.mark.parametrize("rule", [None, plain])
-@pytest.mark.parametrize("rows", [[(SURE, 0, 0)], [BETTER], [(UNSURE, -SURE, 0), BETTER, (-SURE, 0, 0)]])
+@pytest.mark.parametrize("rule", [steady, plain])
+@pytest.mark.parametrize("rows", [[(SURE, 0, 0)], [BETTER], [WORSE], [(UNSURE, -SURE, 0), BETTER, (-SURE, 0, 0)]])
 async def test_the_last_event_is_the_answer_of_the_same_request_without_a_stream(rule, rows):
     async with Served(rule=rule) as served:
         whole = (await served.client.post(INFER, request(rows, id="7"))).json()
@@ -159,39 +161,62 @@ async def test_the_last_event_is_the_answer_of_the_same_request_without_a_stream
     assert without_stream_facts(last) == whole
 
 
-async def test_a_more_confident_answer_that_came_before_is_kept_and_the_event_says_so():
+async def test_of_answers_that_agree_the_surest_is_shown_and_the_event_says_so():
     async with Served() as served:
-        whole = (await served.client.post(INFER, request([WORSE]))).json()
-        async with served.stream(WORSE) as stream:
+        whole = (await served.client.post(INFER, request([AGREEING]))).json()
+        async with served.stream(AGREEING) as stream:
             events = await stream.rest()
-    assert label(whole) == [0]
     assert [label(event) for event in events] == [[1], [1], [1]]
     assert told_by(events, "cascade_kept_rows") == [None, 1, 1]
     assert told_by(events, "cascade_stage") == ["s0", "s1", "s2"]
     first, *later = told_by(events, "cascade_confidence")
     assert later == [first, first]
     assert whole["parameters"]["cascade_confidence"] < first
+    assert label(events[-1]) == label(whole)
 
 
-async def test_every_stages_own_answer_is_shown_where_the_spec_says_so():
-    async with Served(rule=plain) as served, served.stream(WORSE) as stream:
+async def test_an_answer_that_differs_is_shown_however_sure_and_the_event_says_so():
+    async with Served() as served, served.stream(WORSE) as stream:
         events = await stream.rest()
     assert [label(event) for event in events] == [[1], [0], [0]]
     assert told_by(events, "cascade_revised") == [False, True, False]
     assert told_by(events, "cascade_kept_rows") == [None, None, None]
+    sure = told_by(events, "cascade_confidence")
+    assert sure[1] < sure[0]
+    assert sure[1] < sure[2]
 
 
-async def test_the_confidence_shown_never_falls_and_what_is_shown_of_a_final_row_never_changes():
+async def test_the_surest_answer_of_all_is_kept_where_the_spec_says_so():
+    async with Served(rule=best_so_far) as served, served.stream(WORSE) as stream:
+        events = await stream.rest()
+    assert [label(event) for event in events] == [[1], [1], [1]]
+    assert told_by(events, "cascade_kept_rows") == [None, 1, 1]
+    assert len(set(told_by(events, "cascade_confidence"))) == 1
+
+
+async def test_every_stages_own_answer_is_shown_where_the_spec_says_so():
+    async with Served(rule=plain) as served, served.stream(AGREEING) as stream:
+        events = await stream.rest()
+    sure = told_by(events, "cascade_confidence")
+    assert sure[1] < sure[0]
+    assert told_by(events, "cascade_kept_rows") == [None, None, None]
+
+
+async def test_confidence_falls_only_where_a_label_changes_and_what_is_final_stays():
     random = np.random.default_rng(3)
     rows = [tuple(each) for each in random.normal(0, 2, size=(40, 3)).tolist()]
     async with Served() as served, served.stream(*rows) as stream:
         events = await stream.rest()
-    sure = [[max(pair) for pair in np.reshape(event["outputs"][1]["data"], (-1, 2)).tolist()] for event in events]
+    sure = np.array([np.reshape(event["outputs"][1]["data"], (-1, 2)).max(axis=1) for event in events])
+    labels = np.array([label(event) for event in events])
+    fell, changed = np.diff(sure, axis=0) < 0, np.diff(labels, axis=0) != 0
     assert len(events) > 2
-    assert (np.diff(np.array(sure), axis=0) >= 0).all()
-    assert told_by(events, "cascade_waiting_rows")[-1] == 0
+    assert fell.any()
+    assert (changed | ~fell).all()
+    assert told_by(events, "cascade_revised_rows") == [0, *changed.sum(axis=1).tolist()]
     waiting = told_by(events, "cascade_waiting_rows")
     assert waiting == sorted(waiting, reverse=True)
+    assert waiting[-1] == 0
 
 
 class Certified:
@@ -209,7 +234,8 @@ class Certified:
     [
         (BETTER, None, [0.3, 0.1, 0.01]),
         ((SURE, 0, 0), None, [0.01]),
-        (WORSE, None, [0.3, 0.3, 0.3]),  # the first stage's answer is shown throughout
+        (WORSE, best_so_far, [0.3, 0.3, 0.3]),  # the first stage's answer is shown throughout
+        (AGREEING, steady, [0.3, 0.1, 0.01]),  # so it is here, but it is lost where the later ones are
         (BETTER, Product([STRAIGHT] * 3), [None, None, None]),
     ],
 )

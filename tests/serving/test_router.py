@@ -536,7 +536,8 @@ async def test_nothing_is_left_after_thousands_of_requests_that_end_in_every_way
             async for refined in showings:
                 assert len(refined.rows) == rows
                 for old, new in zip(before.rows if before else [], refined.rows, strict=bool(before)):
-                    assert new.shown.confidence >= old.shown.confidence
+                    agrees = new.shown.probabilities.argmax() == old.shown.probabilities.argmax()
+                    assert not agrees or new.shown.confidence >= old.shown.confidence
                     assert new == old or isinstance(old.answer, SoFar)
                 before = refined
                 await asyncio.sleep(random.choice([0.0, 0.0, 0.2]))
