@@ -2,8 +2,8 @@
 
     python -m benchmarks.streaming [--rounds 5] [--requests 1000] [--out FILE]
 
-Serves the shipped ladder on this machine and asks over one kept connection, one request at a time, four kinds in turn, with
-images of the test rows that a certain stage stops when nothing is loaded:
+Serves the shipped ladder on this machine and asks over one kept connection, one request at a time, four kinds in random
+order, with images of the test rows that a certain stage stops when nothing is loaded:
 
     plain            an image that leaves at the first stage, one answer
     stream           the same image, as an event stream, which is one event
@@ -133,13 +133,13 @@ def requests_of(ladder: Ladder, images: np.ndarray, stream: bool) -> list[bytes]
 
 
 def measure(connection: Connection, kinds: Sequence[list[bytes]], requests: int) -> Round:
-    """Ask for all kinds in turn, so many times; another begins each time, since each leaves the server in another state."""
+    """Ask for all kinds so many times, each time in another random order: each leaves the server in another state."""
     plain_early, stream_early, stream_late, plain_late = kinds
-    times = np.zeros((requests, 6))
+    times, random = np.zeros((requests, 6)), np.random.default_rng(0)
     for number, took in enumerate(times):
         early, late = number % len(plain_early), number % len(plain_late)
-        for turn in range(4):
-            match (number + turn) % 4:
+        for kind in random.permutation(4).tolist():
+            match kind:
                 case 0:
                     took[0] = connection.plain(plain_early[early])
                 case 1:

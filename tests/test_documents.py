@@ -68,7 +68,7 @@ def test_every_script_in_a_document_says_what_it_does() -> None:
 
 
 def test_the_benchmarks_can_be_asked_for_help() -> None:
-    for module in ("serving", "offline", "simulator_speed"):
+    for module in ("serving", "offline", "simulator_speed", "streaming"):
         command = [sys.executable, "-m", f"benchmarks.{module}", "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
