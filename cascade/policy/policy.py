@@ -11,6 +11,7 @@ The driver's duties: report every event with a clock that does not go back; afte
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from random import Random
 
 from cascade.policy.admission import Admission
@@ -27,8 +28,9 @@ from cascade.policy.request import ExitReason, Request
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
+from cascade.policy.together import apart, placed
 from cascade.policy.under_way import UnderWay
-from cascade.policy.walk import State, Walk
+from cascade.policy.walk import State, Walk, rows_of
 
 TIMEOUT_FACTOR = 5.0
 """A batch that takes this many times its predicted duration is given up, and tried once more elsewhere."""
@@ -92,7 +94,7 @@ class Policy:
         self._under_way = UnderWay()
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
-        self._timers = Timers[Walk]()
+        self._timers = Timers[Walk](attrgetter("ended"))  # one for each request, whatever its rows do
         self.counts = Counts(
             tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
         )
@@ -145,16 +147,20 @@ class Policy:
 
         Args:
             now: present instant.
-            requests: its rows, at least one, all of one class, tenant and deadline.
+            requests: its rows, at least one, all of one class, tenant and deadline. Those that agree in everything may
+                come as one request of several rows: the same is decided of each, for a fraction of the work.
             lag_s: by how much the driver itself is behind, added to the predicted wait.
+
+        Returns:
+            The walk of each request, for `cancelled`; or the refusal.
         """
-        first = requests[0]
-        self.counts.arrived += len(requests)
-        self._tenants.arrived(now, first.tenant, len(requests))
+        first, rows = requests[0], sum([request.rows for request in requests])
+        self.counts.arrived += rows
+        self._tenants.arrived(now, first.tenant, rows)
         left_s = first.deadline_s - now
         shed = self._door.refusal(now, left_s, first.priority, lag_s, first.tenant)
         if shed is not None:
-            self.counts.count_shed(len(requests), self._classes.index(first.priority))
+            self.counts.count_shed(rows, self._classes.index(first.priority))
             return shed
         queue, walks = self._queues[0], tuple(Walk(request) for request in requests)
         for walk in walks:
@@ -169,7 +175,7 @@ class Policy:
         Args:
             now: present instant.
             batch: the batch of the `Run` command.
-            judgement: what its evidence says; row i belongs to ``batch.walks[i]``.
+            judgement: what its evidence says, row by row in the order of ``batch.walks``.
             run_s: seconds for which it occupied its replica, if the replica says so.
 
         Raises:
@@ -177,14 +183,14 @@ class Policy:
         """
         if batch.done:
             return []  # it was given up before it came back
-        if len(judgement) != len(batch.walks):
-            raise ValueError(f"a batch of {len(batch.walks)} rows came back with {len(judgement)} judged")
+        if len(judgement) != batch.rows:
+            raise ValueError(f"a batch of {batch.rows} rows came back with {len(judgement)} judged")
         self._release(batch)
-        self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s, run_s)
+        self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
         counts = self.counts.stages[batch.stage]
         counts.batches += 1
-        counts.rows += len(batch.walks)
-        counts.queued_s += sum(walk.queued_s for walk in batch.walks)
+        counts.rows += batch.rows
+        counts.queued_s += sum([walk.rows * walk.queued_s for walk in batch.walks])
         counts.run_s += now - batch.started_s
         return self._decide(now, batch, judgement)
 
@@ -199,7 +205,7 @@ class Policy:
         capacity = self.capacities[batch.stage]
         # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
         if batch.attempt == 1 and capacity.slots and live:
-            finish = now + capacity.service.predict(len(live))
+            finish = now + capacity.service.predict(rows_of(live))
             again = [walk for walk in live if walk.usable_until_s >= finish]
             live = [walk for walk in live if walk.usable_until_s < finish]
             if again:
@@ -211,27 +217,30 @@ class Policy:
         return commands
 
     def cancelled(self, walk: Walk) -> None:
-        """The row's client has gone. Safe to call for a row that has its outcome."""
-        if walk.done:
-            return
-        if walk.state in (State.WAITING, State.DEFERRED):
-            self._queues[walk.stage].remove(walk)
-        walk.cancel()
-        self.counts.cancelled += 1
+        """The client has gone whose request this walk was given for. Safe to call for rows that have their outcome."""
+        for each in (walk, *walk.parted):
+            if each.done:
+                continue
+            if each.state in (State.WAITING, State.DEFERRED):
+                self._queues[each.stage].remove(each)
+            each.cancel()
+            self.counts.cancelled += each.rows
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: rows whose answer instant has come are answered, batches that hang are given up."""
         commands: list[Command] = []
-        while (walk := self._timers.due(now)) is not None:
-            if not walk.has_answer and now < walk.request.deadline_s:
-                self._arm(walk, walk.request.deadline_s)
-                continue
-            if walk.state in (State.WAITING, State.DEFERRED):
-                self._queues[walk.stage].remove(walk)
-            commands.append(self._give_up(walk, ExitReason.DEADLINE))
+        while (first := self._timers.due(now)) is not None:
+            for walk in (first, *first.parted):
+                if walk.done or (not walk.has_answer and now < walk.request.deadline_s):
+                    continue
+                if walk.state in (State.WAITING, State.DEFERRED):
+                    self._queues[walk.stage].remove(walk)
+                commands.append(self._give_up(walk, ExitReason.DEADLINE))
+            if not first.ended:
+                self._arm(first, first.request.deadline_s)
         for batch in self._under_way.hanging(now):
             commands.append(Abandon(batch))
-            self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s)
+            self.capacities[batch.stage].observe(batch.rows, now - batch.started_s)
             commands.extend(self.failed(now, batch))
         return commands
 
@@ -305,7 +314,7 @@ class Policy:
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
         stage = batch.stage
-        live = [(row, walk) for row, walk in enumerate(batch.walks) if not walk.done]
+        live = [(row, walk) for row, walk in placed(batch.walks) if not walk.done]
         for row, walk in live:
             walk.result(now, judgement, row)
         if stage == len(self._stages) - 1:
@@ -323,7 +332,7 @@ class Policy:
             soonest = now + self.capacities[target].service.predict(1)
 
         commands: list[Command] = []
-        for row, walk in live:
+        for row, walk in apart(live, unloaded, base_price):
             if unloaded[row] <= base_price:
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
                 continue
@@ -359,7 +368,7 @@ class Policy:
     def _start(self, now: float, stage: int, walks: Sequence[Walk], attempt: int) -> Run:
         capacity = self.capacities[stage]
         capacity.busy += 1
-        patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(len(walks)))
+        patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(rows_of(walks)))
         batch = Batch(stage, walks, attempt, now, now + patience_s)
         self._under_way.sent(batch)
         return Run(batch)
@@ -371,20 +380,20 @@ class Policy:
     def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:
         answer = walk.exit(reason, deferred=deferred)
         place = self._classes.index(walk.request.priority)
-        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded)
-        return Reply(walk.request.tag, answer)
+        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded, rows=walk.rows)
+        return Reply(walk.request.tag, answer, walk.places)
 
     def _give_up(self, walk: Walk, reason: ExitReason) -> Command:
-        """End a row now: with its best answer if it has one, else as expired or failed."""
+        """End a row, or rows that walk together, now: with its best answer if it has one, else as expired or failed."""
         if walk.has_answer:
             return self._reply(walk, reason, deferred=False)
         if reason is ExitReason.FAILURE:
             walk.fail()
-            self.counts.failed += 1
-            return Fail(walk.request.tag)
+            self.counts.failed += walk.rows
+            return Fail(walk.request.tag, walk.places)
         walk.expire()
-        self.counts.expired += 1
-        return Expire(walk.request.tag)
+        self.counts.expired += walk.rows
+        return Expire(walk.request.tag, walk.places)
 
     def _arm(self, walk: Walk, at_s: float) -> None:
         self._timers.arm(walk, at_s, self.counts.live)

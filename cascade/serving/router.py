@@ -152,9 +152,9 @@ class Router:
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
         message = _Message(inputs, rows, self._loop.create_future())
-        requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost, tenant) for row in range(rows)]
+        request = Request(message, now, answer_by_s, deadline_s, priority, max_cost, tenant, rows)
         self.slow_loop.arrived(now, priority, rows)
-        walks = self.policy.arrived(now, requests, self.lag_s)
+        walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
         self._schedule_pump()
@@ -214,26 +214,32 @@ class Router:
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
-                case Reply(tag, answer):
-                    message, row = tag
-                    message.answers[row] = answer
-                    if self.audits is not None:
-                        self.audits.offer(answer, message.inputs, row)
-                    message.missing -= 1
-                    if not message.missing and not message.done.done():
-                        message.done.set_result(message.answers)
+                case Reply():
+                    self._reply(command)
                 case Run(batch):
                     self._run(batch)
-                case Expire(tag):
-                    self._refuse(tag, DeadlineExceeded("the deadline passed before the first stage had answered"))
-                case Fail(tag):
-                    self._refuse(tag, StageFailed("the first stage failed, and there is no answer to fall back on"))
+                case Expire(message):
+                    self._refuse(message, DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message):
+                    self._refuse(message, StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
-                    logger.warning("a batch of %d rows at stage %d hangs: given up", len(batch.walks), batch.stage)
+                    logger.warning("a batch of %d rows at stage %d hangs: given up", batch.rows, batch.stage)
                     self._calls[batch].cancel()
 
-    def _refuse(self, tag: tuple[_Message, int], error: Exception) -> None:
-        message, _ = tag
+    def _reply(self, reply: Reply) -> None:
+        message, answer, places = reply
+        if len(places) == 1:
+            message.answers[places[0]] = answer
+        else:
+            for place, each in zip(places, answer.of_rows(reply.rows), strict=True):
+                message.answers[place] = each
+        if self.audits is not None:
+            self.audits.offer(reply, message.inputs)
+        message.missing -= len(places)
+        if not message.missing and not message.done.done():
+            message.done.set_result(message.answers)
+
+    def _refuse(self, message: _Message, error: Exception) -> None:
         if not message.done.done():
             message.done.set_exception(error)
 
@@ -268,7 +274,7 @@ class Router:
         self._schedule_pump()
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
-        expected = (len(batch.walks), self._classes)
+        expected = (batch.rows, self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
@@ -292,12 +298,14 @@ def overloaded(shed: Shed) -> Overloaded:
 
 
 def gather(batch: Batch) -> dict[str, NDArray[Any]]:
-    """One contiguous array for each input, in the order of the batch's rows.
+    """One contiguous array for each input, in the order of the batch's rows; no copy where they lie together in one message.
 
-    Rows that lie together in one message, as in a client's own batch, are not copied one by one.
+    Raises:
+        ValueError: rows of several messages that differ in shape cannot be one array.
     """
-    tags = [walk.request.tag for walk in batch.walks]
-    message, first = tags[0]
-    if all(tag == (message, first + i) for i, tag in enumerate(tags)):
-        return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}
-    return {name: np.stack([tag[0].inputs[name][tag[1]] for tag in tags]) for name in message.inputs}
+    # Rows that walk together have not been parted yet, so nothing lies between them in their message.
+    spans = [(walk.request.tag.inputs, walk.places[0], walk.places[-1] + 1) for walk in batch.walks]
+    inputs, first, end = spans[0]
+    if len(spans) == 1:
+        return {name: array[first:end] for name, array in inputs.items()}
+    return {name: np.concatenate([each[name][first:end] for each, first, end in spans]) for name in inputs}

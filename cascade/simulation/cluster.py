@@ -120,7 +120,7 @@ class Call:
     @property
     def run_s(self) -> float:
         """Its share of the seconds of its pass, by rows."""
-        return (self.work.finish_s - self.work.start_s) * len(self.batch.walks) / self.work.rows
+        return (self.work.finish_s - self.work.start_s) * self.batch.rows / self.work.rows
 
 
 _NOWHERE = Pass(1.0, None)
@@ -176,7 +176,7 @@ class _Stage:
 
     def take(self, call: Call, replica: _Replica, arrives_s: float, factors: Iterator[float]) -> None:
         """Let a call join the last pass at its replica, if that has not begun and has room, or form one of its own."""
-        rows, room = len(call.batch.walks), self.servers.merged_rows
+        rows, room = call.batch.rows, self.servers.merged_rows
         work = replica.passes[-1] if replica.passes else None
         if work is None or work.start_s <= arrives_s or work.rows + rows > room:
             if work is not None and work.start_s > arrives_s:

@@ -12,6 +12,7 @@ from ladders import config, judges
 
 from cascade.policy.audit import Auditor, Estimate
 from cascade.policy.classes import ClassConfig
+from cascade.policy.commands import Reply
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, ExitReason, Request
@@ -344,7 +345,7 @@ async def test_the_monitor_publishes_once_a_second_and_survives_a_failure():
     task = asyncio.ensure_future(monitor.run())
     probabilities = np.array([[0.2, 0.8]])
     judged = Judgement(probabilities, probabilities.max(axis=1), np.array([0.8]), np.zeros((1, 1)))
-    audits.offer(Answer(0, ExitReason.CONFIDENT, judged, 0, 1.0, 0, 0, ()), {}, 0)
+    audits.offer(Reply(None, Answer(0, ExitReason.CONFIDENT, judged, 0, 1.0, 0, 0, ())), {})
     answered["answered"] = 5
     await asyncio.sleep(3.5)
     assert calls == pytest.approx([1.0, 2.0, 3.0], abs=0.01)
