@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from cascade.errors import SpecError
 from cascade.spec_sections import (
     AdmissionSpec,
+    AnytimeSpec,
     AutoscalingSpec,
     DataSpec,
     DeadlineSpec,
@@ -175,6 +176,8 @@ class CascadeSpec(Part):
     """Sizes."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
+    anytime: AnytimeSpec = AnytimeSpec()
+    """What is shown of an answer while it gets better."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     """How replicas follow the load."""
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -128,6 +128,17 @@ class LimitsSpec(Part):
     """Rows in one request."""
 
 
+class AnytimeSpec(Part):
+    """What clients that watch an answer get better are shown."""
+
+    answers: Literal["steady", "plain", "best_so_far", "product"] = "steady"
+    """``plain`` shows each stage's own answer; ``steady`` too, but of answers that agree the surest; ``best_so_far`` keeps
+    the surest of all, which is right less often; ``product`` multiplies the stages' scores, so that classes only ever drop
+    out, and needs the outcome table. ``cascade report`` has what each is worth on a ladder."""
+    ping_s: Seconds = 15.0
+    """A comment is sent on an event stream on which nothing has happened for so long."""
+
+
 class RouterSpec(Part):
     """The process that clients talk to."""
 

@@ -1,13 +1,14 @@
 """What the policy tells a driver to do. Plain values; they know neither why nor how.
 
-A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, the other three end a row.
+A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, `Preliminary` of a row that goes on, the other
+three end a row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade.policy.request import Answer
+from cascade.policy.request import Answer, SoFar
 from cascade.policy.walk import ALONE, Walk, rows_of
 
 
@@ -71,6 +72,14 @@ class Reply(NamedTuple):
         return [place + shift for place in self.places]
 
 
+class Preliminary(NamedTuple):
+    """Command: show this answer to the row's client, who asked for that; the row goes on, and its end is still to come."""
+
+    tag: Any
+    answer: SoFar
+    place: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Expire:
     """Command: tell the client of these rows that their deadline passed before there was an answer."""
@@ -87,7 +96,7 @@ class Fail:
     places: Sequence[int] = ALONE
 
 
-Command = Run | Abandon | Reply | Expire | Fail
+Command = Run | Abandon | Reply | Preliminary | Expire | Fail
 
 
 @dataclass(frozen=True, slots=True)

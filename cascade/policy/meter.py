@@ -99,8 +99,8 @@ class Recent:
         expired_per_s: got no answer of any stage in time.
         failed_per_s: the first stage could not answer.
         degraded: share of the answered that were degraded; None if none was answered.
-        cut_short: share of the answered that the present prices would have sent on, but a full queue, a deadline, a budget
-            or a failure kept; None if none was answered.
+        cut_short: share of the answered that the present prices would have sent on, but a full queue, a deadline, a budget,
+            a failure or a client that was content kept; None if none was answered.
         cost: mean cost of an answered row, in the ladder's cost unit; None if none was answered.
         joules: energy that the stages reported, for an answered row; None if none was answered, or no stage reports any.
         stages: cheapest first.
@@ -197,7 +197,8 @@ def _snapshot(now: float, counts: Counts) -> _Snapshot:
         expired=counts.expired,
         failed=counts.failed,
         degraded=counts.degraded,
-        cut_short=counts.degraded - sum(stage.answers[ExitReason.PRICE] for stage in counts.stages),
+        cut_short=counts.degraded
+        + sum(stage.answers[ExitReason.SATISFIED] - stage.answers[ExitReason.PRICE] for stage in counts.stages),
         cost=counts.cost,
         stages=tuple(
             _StageTotals(

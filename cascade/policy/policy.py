@@ -5,7 +5,7 @@ nothing, waits for nothing, and never touches a model's output beyond the judgem
 router and the simulator drive this same object.
 
 The driver's duties: report every event with a clock that does not go back; after events, call `dispatch` and carry out the
-`Run` commands; call `tick` no later than `next_timer()`; deliver each reply at once.
+`Run` commands; call `tick` no later than `next_timer()`; deliver each reply, preliminary ones too, at once.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from cascade.policy.admission import Admission
 from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
 from cascade.policy.classes import PROTECTED, ClassConfig, Classes
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.door import Door
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
@@ -336,6 +336,10 @@ class Policy:
             if unloaded[row] <= base_price:
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
                 continue
+            wanted = walk.request.min_confidence
+            if wanted <= 1.0 and judgement.p_correct[row] >= wanted:
+                commands.append(self._reply(walk, ExitReason.SATISFIED, deferred=False))
+                continue
             if not open_stages:
                 walk.protected = self._classes.protects(walk.request.priority, stage + 1, unloaded[row])
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=True))
@@ -354,6 +358,8 @@ class Policy:
             else:
                 walk.defer(now, target)
                 self._queues[target].push(walk, key)
+                if walk.request.refine:
+                    commands.append(Preliminary(walk.request.tag, walk.so_far, walk.places[0]))
         return commands
 
     def _affordable(self, walk: Walk, stage: int) -> bool:

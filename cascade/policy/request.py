@@ -33,6 +33,8 @@ class ExitReason(StrEnum):
     """The dearer stage would have cost more than the client allowed."""
     FAILURE = "failure"
     """The dearer stage failed or is out."""
+    SATISFIED = "satisfied"
+    """A dearer stage would have been worth its base price, but the client is content with an answer this probably right."""
 
 
 DEGRADING = frozenset({ExitReason.PRICE, ExitReason.EVICTED, ExitReason.DEADLINE, ExitReason.BUDGET, ExitReason.FAILURE})
@@ -50,6 +52,9 @@ class Request(NamedTuple):
         priority: class of the row, 1 is the most important.
         budget: most that the stages it runs on may cost together, in the ladder's cost unit; of several rows, each one's.
         tenant: who asks; empty if nobody said so. Tenants of a class share what it gets.
+        min_confidence: probability of being right with which the client is content; above 1 if nothing less than the
+            ladder's own rule will do.
+        refine: whether the client wants to see the answers that it has while it goes on.
         rows: how many rows; each gets an answer of its own.
     """
 
@@ -60,6 +65,8 @@ class Request(NamedTuple):
     priority: int = 1
     budget: float = inf
     tenant: str = ""
+    min_confidence: float = inf
+    refine: bool = False
     rows: int = 1
 
 
@@ -69,6 +76,29 @@ class Span(NamedTuple):
     stage: int
     queued_s: float
     run_s: float
+
+
+class SoFar(NamedTuple):
+    """The best answer so far of a row that goes on: a preliminary answer.
+
+    Attributes:
+        stage: index of the stage that has answered last.
+        judgement: evidence of the batch that the row was part of there.
+        row: the row's place in that batch.
+        cost: cost of every stage the row was sent to, in the ladder's cost unit.
+        spans: the visits, in order.
+    """
+
+    stage: int
+    judgement: Judgement
+    row: int
+    cost: float
+    spans: tuple[Span, ...]
+
+    @property
+    def confidence(self) -> float:
+        """Calibrated probability that this answer is right."""
+        return float(self.judgement.p_correct[self.row])
 
 
 class Answer(NamedTuple):

@@ -21,7 +21,7 @@ from enum import StrEnum
 import numpy as np
 
 from cascade.policy.gain import Earlier, Floats, Judgement
-from cascade.policy.request import Answer, ExitReason, Request, Span
+from cascade.policy.request import Answer, ExitReason, Request, SoFar, Span
 
 
 class State(StrEnum):
@@ -190,6 +190,13 @@ class Walk:
         if self._judgement is None:
             raise IllegalTransition(f"no answer in state {self.state}")
         return self._best_stage, self._judgement.gains[self._best_row : self._best_row + 1]
+
+    @property
+    def so_far(self) -> SoFar:
+        """The best answer so far, for a client that wants to see it."""
+        if self._judgement is None:
+            raise IllegalTransition(f"no answer in state {self.state}")
+        return SoFar(self._best_stage, self._judgement, self._best_row, self.cost, tuple(self._spans))
 
     def _move(self, event: Event) -> None:
         try:

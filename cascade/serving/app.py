@@ -21,7 +21,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from cascade.assembly import Artefacts, build_policy, class_configs, router_slots
+from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
 from cascade.policy.audit import Auditor
@@ -254,6 +254,7 @@ def build_router(
         margin_s=spec.deadline.margin_s,
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
+        rule=anytime_rule(spec, artefacts),
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock)

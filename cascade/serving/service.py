@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
@@ -31,11 +31,22 @@ _WORST_FIRST = (
     ExitReason.EVICTED,
     ExitReason.PRICE,
     ExitReason.BUDGET,
+    ExitReason.SATISFIED,
     ExitReason.LAST_STAGE,
     ExitReason.CONFIDENT,
 )
 RANK = {reason: rank for rank, reason in enumerate(_WORST_FIRST)}
 """Which reason a message of several rows reports: the one that an operator would most want to know of."""
+
+
+class Asked(TypedDict):
+    """What a message asks of the router beside its answer; see `Router.answer`."""
+
+    budget_s: float
+    priority: int
+    max_cost: float
+    tenant: str
+    min_confidence: float
 
 
 class Answered(NamedTuple):
@@ -155,19 +166,29 @@ class Service:
         router = self.router
         started_ns = time.perf_counter_ns()
         try:
-            self._door(router, facts)
+            self.door(router, facts)
             request = await read()
             spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading it came out of the client's time
             reply = write(request, await self._answer(router, facts, request, spent_s))
         except Exception:
             router.requests["refused"] += 1
             raise
+        self.count_answered(router, started_ns)
+        return reply
+
+    def count_answered(self, router: Router, started_ns: int) -> None:
+        """Count a message that was answered.
+
+        Args:
+            router: the router.
+            started_ns: when it came, by ``time.perf_counter_ns``.
+        """
         router.requests["answered"] += 1
         self._success_ns += time.perf_counter_ns() - started_ns
         self._last_inference_ms = time.time_ns() // 1_000_000
-        return reply
 
-    def _door(self, router: Router, facts: HeaderFacts) -> None:
+    def door(self, router: Router, facts: HeaderFacts) -> None:
+        """Turn a message away on what is known before it is read; raises Overloaded then."""
         deadline, admission = self.spec.deadline, self.spec.admission
         # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
         limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
@@ -175,26 +196,43 @@ class Service:
         router.door(1, limit_s, priority, facts.tenant or "")
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
-        deadline, admission = self.spec.deadline, self.spec.admission
-        answers = await router.answer(
-            request.inputs,
-            request.rows,
-            budget_s=time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
-            priority=priority_of(facts, request.priority, admission.priorities, admission.default_priority),
-            max_cost=inf if request.max_cost is None else request.max_cost,
-            tenant=request.tenant or facts.tenant or "",
-        )
+        answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
         batches, worst = by_batch(answers), worst_of(answers)
         probabilities = probabilities_of(batches)
         return Answered(
             [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
-            self._parameters(router, answers, batches, worst),
+            self.parameters(router, answers, batches, worst),
             self._provenance(worst),
         )
 
-    def _parameters(
+    def asked(self, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Asked:
+        """What a message asks for, out of its headers and its parameters.
+
+        Args:
+            facts: its headers.
+            request: the message.
+            spent_s: seconds of its time that reading it has taken.
+        """
+        deadline, admission = self.spec.deadline, self.spec.admission
+        return {
+            "budget_s": time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
+            "priority": priority_of(facts, request.priority, admission.priorities, admission.default_priority),
+            "max_cost": inf if request.max_cost is None else request.max_cost,
+            "tenant": request.tenant or facts.tenant or "",
+            "min_confidence": inf if request.min_confidence is None else request.min_confidence,
+        }
+
+    def parameters(
         self, router: Router, answers: list[Answer], batches: list[BatchRows], worst: Answer
     ) -> dict[str, Parameter]:
+        """What an answer says about itself.
+
+        Args:
+            router: the router.
+            answers: one for each row.
+            batches: the same by the batches that they left from.
+            worst: the one that speaks for all.
+        """
         prices = router.policy.prices
         parameters: dict[str, Parameter] = {
             "cascade_stage": self.stage_names[worst.stage],

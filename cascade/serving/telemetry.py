@@ -248,6 +248,10 @@ class Plan(Protocol):
         """Bound of the loss at the present prices, where this share of the answers left earlier than these say."""
         ...
 
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        """The same where rows stop at each of the stages at the latest."""
+        ...
+
 
 def live_statistics(
     now: float,
@@ -320,6 +324,7 @@ class Monitor:
 
     Attributes:
         certified_loss: bound of the accuracy lost, as of the last publication; None without a certificate.
+        certified_stops: the same where rows stop at each of the stages at the latest.
 
     Args:
         stages: their names, cheapest first.
@@ -353,12 +358,15 @@ class Monitor:
         self._telemetry = telemetry
         self._requests = requests
         self._window = Window(clock(), policy.counts)
+        self._early = 0.0
         self.certified_loss = plan.certified_loss(0.0)
+        self.certified_stops = plan.certified_stops(0.0)
 
     def read(self) -> LiveStatistics:
         """The live figures now."""
         now = self._clock()
         recent = self._window.read(now, self._policy.counts)
+        self._early = recent.cut_short or 0.0
         estimate = None if self._audits is None else self._audits.auditor.estimate(now)
         return live_statistics(now, self._stages, self._policy, self._plan, recent, estimate, self._lag())
 
@@ -366,6 +374,7 @@ class Monitor:
         """Read, which moves the windows on, and publish what was read."""
         live = self.read()
         self.certified_loss = live.certified_loss
+        self.certified_stops = self._plan.certified_stops(self._early)
         if self._telemetry is not None:
             audits = None if self._audits is None else self._audits.counts
             self._telemetry.publish(live, self._policy.counts, self._requests(), audits)

@@ -37,7 +37,7 @@ class Driver:
         facts = (now, max(now, now + left_s - MS), now + left_s, priority, budget, tenant)
         message = len(self.messages)
         if self.together:
-            verdict = self.policy.arrived(now, [Request((message, 0), *facts, rows)], lag_s)
+            verdict = self.policy.arrived(now, [Request((message, 0), *facts, rows=rows)], lag_s)
         else:
             verdict = self.policy.arrived(now, [Request((message, row), *facts) for row in range(rows)], lag_s)
         if isinstance(verdict, Shed):

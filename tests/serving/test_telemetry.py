@@ -227,6 +227,9 @@ class FixedPlan:
     def certified_loss(self, early: float) -> float | None:
         return 0.01 + early
 
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        return 0.1 + early, 0.01 + early
+
 
 def two_stages(classes: int = 1) -> Policy:
     configs = [config(), config(cost=10.0, slots=4)]
