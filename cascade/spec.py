@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from cascade.errors import SpecError
 from cascade.spec_sections import (
     AdmissionSpec,
+    Amount,
     AnytimeSpec,
     AutoscalingSpec,
     DataSpec,
@@ -26,6 +27,7 @@ from cascade.spec_sections import (
     LimitsSpec,
     Name,
     Part,
+    ResourceName,
     RouterSpec,
     Seconds,
 )
@@ -106,6 +108,9 @@ class StageSpec(Part):
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPU that Ray reserves for a replica, which runs on the CPU if this is 0. Fractions share a device: a replica may
     allocate that share of its memory. Not with placement router."""
+    resources: dict[ResourceName, Amount] = Field(default={})
+    """Custom Ray resources that are reserved for a replica, which pins it to the nodes that have them: 0.001 to pin and no
+    more, a larger amount to bound the replicas of a node. Not with placement router."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Torch threads of a replica."""
     nice: Annotated[int, Field(ge=0, le=19)] = 0
@@ -127,6 +132,8 @@ class StageSpec(Part):
     def _execution_fits(self) -> Self:
         if self.num_gpus and self.placement == "router":
             raise ValueError("num_gpus does not go with placement router: routers reserve no GPU")
+        if self.resources and self.placement == "router":
+            raise ValueError("resources does not go with placement router: give them to router.resources")
         if self.execution.cast_weights and self.precision == "float32":
             raise ValueError("execution.cast_weights needs a precision other than float32")
         buckets = self.execution.buckets

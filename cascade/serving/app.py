@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -42,7 +43,7 @@ from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
 from cascade.serving.telemetry import Monitor, Telemetry
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import CascadeSpec, Ladder, StageSpec
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -120,7 +121,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         name="router",
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
-        ray_actor_options={"num_cpus": spec.router.num_cpus},
+        ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
         logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
@@ -137,13 +138,18 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
         max_ongoing_requests=2 * ladder.spec.router.replicas * router_slots(stage, ladder.spec.router.replicas, 1) + 1,
-        ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
+        ray_actor_options=reserved(stage),
         logging_config=QUIET,
         request_router_config=COUNTING,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(StageReplica)
     return deployment.bind(ladder, index)
+
+
+def reserved(stage: StageSpec) -> dict[str, Any]:
+    """What Ray reserves for a replica of a stage, and so where it may run."""
+    return {"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus, "resources": dict(stage.resources)}
 
 
 class RouterReplica(GrpcServicer):
