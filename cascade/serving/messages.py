@@ -12,6 +12,7 @@ from typing import NamedTuple
 from cascade.models.stage import Arrays
 from cascade.policy.anytime import Rule, Shown
 from cascade.policy.request import Answer, SoFar
+from cascade.serving.states import Kept
 
 GAP_S_PER_ROW = 1e-4
 """A message of n rows is shown again no sooner than n times this after it was shown: the rows of a large message come back
@@ -26,6 +27,7 @@ class Message:
         inputs: one array [rows, *row] for each input of the ladder; empty once it has ended.
         missing: rows without an answer that is final.
         done: all answers, in order, or why there are none.
+        kept: what a stage left of each row to resume from; None if none ever did.
 
     Args:
         inputs: see above.
@@ -33,13 +35,14 @@ class Message:
         done: see above.
     """
 
-    __slots__ = ("answers", "done", "inputs", "missing")
+    __slots__ = ("answers", "done", "inputs", "kept", "missing")
 
     def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
         self.inputs = inputs
         self.answers: list[Answer | None] = [None] * rows
         self.missing = rows
         self.done = done
+        self.kept: list[Kept | None] | None = None  # most ladders have nothing to keep
 
     def reply(self, places: Sequence[int], answers: Sequence[Answer]) -> None:
         """These rows have their answers."""

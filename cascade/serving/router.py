@@ -9,11 +9,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
@@ -24,6 +23,7 @@ from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
+from cascade.serving.batches import BatchArrays
 from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.slow_loop import Control, SlowLoop
@@ -69,6 +69,7 @@ class Router:
         self.policy = policy
         self._judges = tuple(judges)
         self._stages = tuple(stages)
+        self._arrays = BatchArrays(stages, policy.resumes)
         self._classes = classes
         self._margin_s = margin_s
         self._clock = clock
@@ -222,6 +223,7 @@ class Router:
         if message.missing:
             for walk in walks:
                 self.policy.cancelled(walk)
+            self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
 
@@ -290,6 +292,7 @@ class Router:
         message: Message = reply.tag
         if self.audits is not None:
             self.audits.offer(reply, message.inputs)
+        self._arrays.forget(message, reply.places)
         alone = len(reply.places) == 1
         message.reply(reply.places, (reply.answer,) if alone else reply.answer.of_rows(reply.rows))
 
@@ -297,20 +300,26 @@ class Router:
 
     def _run(self, batch: Batch) -> None:
         stage = self._stages[batch.stage]
-        if isinstance(stage, InlineStage):
-            try:
-                result = stage.run_now(gather(batch))
-                commands = self._judged(batch, result)
-            except Exception:
-                commands = self._failed(batch)
-            self._carry_out(commands)
-            self._schedule_pump()
-        else:
-            self._calls[batch] = self._loop.create_task(self._call(stage, batch))
-
-    async def _call(self, stage: StageClient, batch: Batch) -> None:
         try:
-            commands = self._judged(batch, await stage.run(gather(batch)))
+            # At once: a row that is answered in the meantime takes its inputs with it.
+            arrays = self._arrays.gather(batch)
+            if not isinstance(stage, InlineStage):
+                self._calls[batch] = self._loop.create_task(self._call(stage, batch, arrays))
+                return
+            commands = self._judged(batch, stage.run_now(arrays))
+        except Exception:
+            commands = self._failed(batch)
+        self._carry_out(commands)
+        self._schedule_pump()
+
+    async def _call(self, stage: StageClient, batch: Batch, arrays: Arrays) -> None:
+        try:
+            keeper = self._arrays.keeper(batch.stage)
+            if keeper is None:
+                result = await stage.run(arrays)
+            else:
+                result = await keeper.resume(arrays, partial(self._arrays.again, batch))
+            commands = self._judged(batch, result)
         except asyncio.CancelledError:
             # A call that was given up here has been dealt with; one that was cancelled on the stage's side has failed.
             if self._calls[batch].cancelling():
@@ -329,6 +338,9 @@ class Router:
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
+        if result.state is not None:
+            self._arrays.keep(batch, result.state)
+        self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
@@ -347,17 +359,3 @@ def overloaded(shed: Shed) -> Overloaded:
     if isfinite(shed.wait_s):
         return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
     return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)
-
-
-def gather(batch: Batch) -> dict[str, NDArray[Any]]:
-    """One contiguous array for each input, in the order of the batch's rows; no copy where they lie together in one message.
-
-    Raises:
-        ValueError: rows of several messages that differ in shape cannot be one array.
-    """
-    # Rows that walk together have not been parted yet, so nothing lies between them in their message.
-    spans = [(walk.request.tag.inputs, walk.places[0], walk.places[-1] + 1) for walk in batch.walks]
-    inputs, first, end = spans[0]
-    if len(spans) == 1:
-        return {name: array[first:end] for name, array in inputs.items()}
-    return {name: np.concatenate([each[name][first:end] for each, first, end in spans]) for name in inputs}
