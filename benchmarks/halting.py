@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--steps", type=int, default=6, help="most steps of a row")
     parser.add_argument("--prior", type=float, default=0.3, help="ponder: lambda of the geometric prior")
-    parser.add_argument("--beta", type=float, default=0.01, help="ponder: weight of the divergence from it")
+    parser.add_argument("--beta", type=float, default=0.1, help="ponder: weight of the divergence from it")
     parser.add_argument("--ponder-cost", type=float, default=0.01, help="act: cost of a step")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, help="everything that was measured, as JSON")

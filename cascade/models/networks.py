@@ -190,20 +190,20 @@ class ResidualNet(nn.Module):
 
 
 class ShrinkingStem(nn.Module):
-    """A convolution whose stride is its kernel's side, so that each patch of the image becomes one place of the map.
+    """Two 3x3 convolutions, each of which halves the sides of the image.
 
     Args:
-        channels: of the map.
-        patch: side of a patch, pixels.
+        channels: of the map that comes out, even.
     """
 
-    def __init__(self, channels: int, patch: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, channels, patch, patch)
+        self.conv1 = nn.Conv2d(1, channels // 2, 3, 2, 1)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, 2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features [n, channels, height / patch, width / patch] of uint8 [n, height, width]."""
-        features: Tensor = self.conv(normalise(image, self.conv.weight.dtype))
+        """Features [n, channels, ceil(height / 4), ceil(width / 4)] of uint8 [n, height, width]."""
+        features: Tensor = self.conv2(F.relu(self.conv1(normalise(image, self.conv1.weight.dtype))))
         return features
 
 
@@ -253,7 +253,6 @@ class PooledHead(nn.Module):
 def pondering_images(
     channels: int = 32,
     steps: int = 6,
-    patch: int = 4,
     classes: int = 10,
     rule: Rule = "ponder",
     epsilon: float = 0.01,
@@ -262,16 +261,15 @@ def pondering_images(
     """A small network over images uint8 [n, height, width] that thinks about each for as long as it needs.
 
     Args:
-        channels: of the features.
+        channels: of the features, a multiple of 4.
         steps: most steps of a row.
-        patch: side of the patches that the stem turns the image into, pixels.
         classes: number of logits.
         rule: see `PonderNetwork`.
         epsilon: see `PonderNetwork`.
         scale: see `PonderNetwork`.
     """
     return PonderNetwork(
-        ShrinkingStem(channels, patch),
+        ShrinkingStem(channels),
         TiedBlock(channels),
         PooledHead(channels, 1),
         PooledHead(channels, classes),
