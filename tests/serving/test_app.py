@@ -13,9 +13,9 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.assembly import Artefacts, read_artefacts, stage_configs
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
+from cascade.loading import load_network
 from cascade.models.fake_device import FakeDevice
 from cascade.models.stage import StageResult
-from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
 from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
@@ -234,7 +234,7 @@ async def test_a_replica_on_a_gpu_answers_the_same_and_says_when_its_device_is_l
 
 
 def test_a_short_stage_runs_in_the_event_loop(calibrated_ladder):
-    placed = place_here(calibrated_ladder, 0)
+    (placed,) = place_here(calibrated_ladder, 0)
     assert isinstance(placed, InlineStage | ThreadStage)
     inline = InlineStage(load_network(calibrated_ladder, calibrated_ladder.spec.stages[0]))
     assert inline.run_now({"x": np.zeros((2, 4), np.float32)}).logits.shape == (2, 3)
