@@ -91,6 +91,7 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("stages.0.num_gpus", 2, ["stages.0.num_gpus", "less than or equal to 1", "got 2"]),
         ("stages.0.execution", {"graph": True}, ["stages.0.execution.graph", "unknown field"]),
         ("stages.0.execution", {"in_flight": 0}, ["stages.0.execution.in_flight", "got 0"]),
+        ("stages.0.execution", {"thinks": True}, ["stages", "execution.thinks", "first stage", "'s0'"]),
         ("stages.0.execution", {"cast_weights": True}, ["stages.0", "cast_weights", "float32"]),
         ("stages.0.execution", {"buckets": [4, 1, 32]}, ["stages.0", "rise", "32", "[4, 1, 32]"]),
         ("stages.0.execution", {"buckets": [4, 16]}, ["stages.0", "end with max_batch_size 32", "[4, 16]"]),

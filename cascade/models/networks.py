@@ -189,22 +189,26 @@ class ResidualNet(nn.Module):
         return logits
 
 
-class ShrinkingStem(nn.Module):
-    """Two 3x3 convolutions, each of which halves the sides of the image.
+class PatchStem(nn.Module):
+    """One convolution that turns each patch of the image into a place of the map, and a vector that says which place it is.
 
     Args:
-        channels: of the map that comes out, even.
+        channels: of the map.
+        patch: side of a patch, pixels; divides ``size``.
+        size: side of the image, pixels.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, patch: int = 4, size: int = 28) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, channels // 2, 3, 2, 1)
-        self.conv2 = nn.Conv2d(channels // 2, channels, 3, 2, 1)
+        if size % patch:
+            raise ValueError(f"patch must divide size {size}, got {patch}")
+        self.conv = nn.Conv2d(1, channels, patch, patch)
+        self.place = nn.Parameter(torch.randn(channels, size // patch, size // patch) / 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features [n, channels, ceil(height / 4), ceil(width / 4)] of uint8 [n, height, width]."""
-        features: Tensor = self.conv2(F.relu(self.conv1(normalise(image, self.conv1.weight.dtype))))
-        return features
+        """Features [n, channels, size / patch, size / patch] of uint8 [n, size, size]."""
+        features: Tensor = self.conv(normalise(image, self.conv.weight.dtype))
+        return features + self.place
 
 
 class TiedBlock(nn.Module):
@@ -253,23 +257,27 @@ class PooledHead(nn.Module):
 def pondering_images(
     channels: int = 32,
     steps: int = 6,
+    patch: int = 4,
+    size: int = 28,
     classes: int = 10,
     rule: Rule = "ponder",
     epsilon: float = 0.01,
     scale: float = 1.0,
 ) -> PonderNetwork:
-    """A small network over images uint8 [n, height, width] that thinks about each for as long as it needs.
+    """A small network over images uint8 [n, size, size] that thinks about each for as long as it needs.
 
     Args:
         channels: of the features, a multiple of 4.
         steps: most steps of a row.
+        patch: see `PatchStem`.
+        size: see `PatchStem`.
         classes: number of logits.
         rule: see `PonderNetwork`.
         epsilon: see `PonderNetwork`.
         scale: see `PonderNetwork`.
     """
     return PonderNetwork(
-        ShrinkingStem(channels),
+        PatchStem(channels, patch, size),
         TiedBlock(channels),
         PooledHead(channels, 1),
         PooledHead(channels, classes),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
+from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
@@ -80,6 +81,7 @@ class Router:
         self._judges = tuple(judges)
         self._stages = tuple(stages)
         self._resumes = policy.resumes
+        self._thinks = policy.thinks
         self._keepers = tuple(stage if isinstance(stage, KeepsState) else None for stage in stages)
         self._classes = classes
         self._margin_s = margin_s
@@ -282,6 +284,8 @@ class Router:
         self._schedule_pump()
 
     def _gather(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        if self._thinks[batch.stage]:
+            return gather(batch.walks) | {PRESSURE: np.array(self.policy.pressures(self._clock(), batch), np.float32)}
         if not self._resumes[batch.stage]:
             return gather(batch.walks)
         kept = [message.kept and message.kept[row] for message, row in (walk.request.tag for walk in batch.walks)]
@@ -324,7 +328,9 @@ class Router:
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
-        if result.state is not None:
+        if result.state is not None and self._thinks[batch.stage]:
+            self.policy.counts.stages[batch.stage].steps += int(result.state[DEPTH].sum())
+        elif result.state is not None:
             self._keep(batch, result.state)
         self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]
