@@ -190,25 +190,21 @@ class ResidualNet(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """One convolution that turns each patch of the image into a place of the map, and a vector that says which place it is.
+    """One convolution that turns each patch of the image into a place of the map; what lies where is left to the blocks.
 
     Args:
         channels: of the map.
-        patch: side of a patch, pixels; divides ``size``.
-        size: side of the image, pixels.
+        patch: side of a patch, pixels.
     """
 
-    def __init__(self, channels: int, patch: int = 4, size: int = 28) -> None:
+    def __init__(self, channels: int, patch: int = 4) -> None:
         super().__init__()
-        if size % patch:
-            raise ValueError(f"patch must divide size {size}, got {patch}")
         self.conv = nn.Conv2d(1, channels, patch, patch)
-        self.place = nn.Parameter(torch.randn(channels, size // patch, size // patch) / 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features [n, channels, size / patch, size / patch] of uint8 [n, size, size]."""
+        """Features [n, channels, height // patch, width // patch] of uint8 [n, height, width]."""
         features: Tensor = self.conv(normalise(image, self.conv.weight.dtype))
-        return features + self.place
+        return features
 
 
 class TiedBlock(nn.Module):
@@ -258,26 +254,24 @@ def pondering_images(
     channels: int = 32,
     steps: int = 6,
     patch: int = 4,
-    size: int = 28,
     classes: int = 10,
     rule: Rule = "ponder",
     epsilon: float = 0.01,
     scale: float = 1.0,
 ) -> PonderNetwork:
-    """A small network over images uint8 [n, size, size] that thinks about each for as long as it needs.
+    """A small network over images uint8 [n, height, width] that thinks about each for as long as it needs.
 
     Args:
         channels: of the features, a multiple of 4.
         steps: most steps of a row.
         patch: see `PatchStem`.
-        size: see `PatchStem`.
         classes: number of logits.
         rule: see `PonderNetwork`.
         epsilon: see `PonderNetwork`.
         scale: see `PonderNetwork`.
     """
     return PonderNetwork(
-        PatchStem(channels, patch, size),
+        PatchStem(channels, patch),
         TiedBlock(channels),
         PooledHead(channels, 1),
         PooledHead(channels, classes),

@@ -242,7 +242,7 @@ def lines(count, seed):
 @pytest.mark.parametrize(("rule", "objective"), [("ponder", PonderLoss(prior=0.5)), ("act", ActLoss(0.02))])
 def test_what_is_trained_thinks_less_under_pressure(rule, objective):
     torch.manual_seed(0)
-    network = pondering_images(channels=8, steps=3, patch=2, size=8, classes=2, rule=rule)
+    network = pondering_images(channels=8, steps=3, patch=2, classes=2, rule=rule)
     rows = lines(300, 0)
     train(network, rows, objective, TrainingOptions(epochs=8, batch_size=32, lr=0.01))
     assert accuracies(network, lines(200, 1))[0] > 0.9

@@ -13,10 +13,15 @@ from torch import nn
 from cascade.errors import SpecError
 from cascade.loading import load_network
 from cascade.models.halting import PonderNetwork
+from cascade.models.stage import StageResult
 from cascade.models.thinking import DEPTH, PRESSURE, ThinkingStage
+from cascade.policy.classes import ClassConfig
+from cascade.policy.gain import Curve, Judge
+from cascade.policy.market import Market
 from cascade.policy.policy import Policy
 from cascade.serving.fakes import FakeStage
 from cascade.serving.passes import Passes
+from cascade.serving.router import Router
 from cascade.serving.slow_loop import Control, SlowLoop, StagePlaces
 from cascade.serving.stage import StageReplica
 from cascade.spec import Ladder, parse_spec
@@ -75,6 +80,87 @@ class TestRouter:
         (answer,) = await router.answer(row(UNSURE, UNSURE, SURE), 1, budget_s=1.0)
         assert answer.stage == 2
         assert set(stages[2].calls[0]) == {"x"}
+
+
+# -- the loop that this closes -----------------------------------------------------------------------------------------
+
+
+class Thinker(FakeStage):
+    """A fake whose rows halt by probabilities of their own, and whose batches take as long as their rows think.
+
+    Attributes:
+        depths: instant and mean depth of every batch.
+    """
+
+    def __init__(self, *, heeds: bool) -> None:
+        super().__init__(told(1))
+        self.depths: list[tuple[float, float]] = []
+        self._heeds = heeds
+
+    async def run(self, inputs):
+        halting = 0.15 + 0.5 * inputs["x"][:, 1]
+        doubt = np.minimum(1.0, 0.01 + self._heeds * inputs[PRESSURE])
+        depth = np.ceil(np.log(doubt) / np.log(1 - halting)).clip(1, 6).astype(np.int64)
+        seconds = 0.008 + 0.0024 * float(depth.sum())
+        await asyncio.sleep(seconds)
+        self.depths.append((asyncio.get_running_loop().time(), float(depth.mean())))
+        logits = np.tile(np.array([0.0, SURE], np.float32), (len(depth), 1))
+        return StageResult(logits, seconds, state={DEPTH: depth})
+
+
+async def at_steady_load(*, heeds: bool, rate: float = 150.0, seconds: float = 12.0) -> tuple[list[float], Thinker, float]:
+    """Two and a half times what the thinking stage can do unpressed; gains are spread evenly from 0 to 1.
+
+    Returns:
+        Its prices in the second half, twice a second; the stage; the share of rows that it answered.
+    """
+    loop, random = asyncio.get_running_loop(), np.random.default_rng(0)
+    first = FakeStage(lambda inputs: np.stack([0 * inputs["x"][:, 0], inputs["x"][:, 0]], axis=1), seconds=0.004)
+    stages = [first, Thinker(heeds=heeds)]
+    gain = Curve.of([0.5, 1.0], [1.0, 0.0])
+    reading = [Judge(1.0, Curve.of([0, 1], [0.5, 0.5]), (gain,)), Judge(1.0, Curve.of([0, 1], [0.9, 0.9]), ())]
+    configs = [
+        config(slots=4, max_batch_size=64, a_s=0.004, b_s=0.0, base_price=0.0),
+        config(slots=1, cost=10.0, a_s=0.008, b_s=6 * 0.0024, base_price=BASE, thinks=True),
+    ]
+    market = Market([np.linspace(0.0, 1.0, 500)[:, None]], np.full((500, 2), 0.9), (0.0, BASE))
+    control = Control((ClassConfig(),), [StagePlaces(1, lambda count: count)] * 2, market)
+    router = Router(
+        Policy(configs, usual_deadline_s=1.0, seed=1),
+        reading,
+        stages,
+        classes=2,
+        margin_s=0.02,
+        clock=loop.time,
+        control=control,
+    )
+    router.start()
+    asking, prices, ends_s, next_s = [], [], loop.time() + seconds, loop.time() + seconds / 2
+    while loop.time() < ends_s:
+        await asyncio.sleep(random.exponential(1 / rate))
+        confidence = random.uniform(0.5, 1.0)
+        logit = np.log(confidence / (1 - confidence))
+        asking.append(loop.create_task(router.answer(row(logit, random.random()), 1, budget_s=1.0)))
+        if loop.time() >= next_s:
+            prices.append(router.policy.prices[1])
+            next_s += 0.5
+    answers = [answer for answers in await asyncio.gather(*asking) for answer in answers]
+    await router.close()
+    return prices, stages[1], float(np.mean([answer.stage == 1 for answer in answers]))
+
+
+@pytest.mark.looptime(noop_cycles=0)
+async def test_shorter_thought_makes_room_for_more_rows_and_price_and_depth_settle():
+    """In virtual time; the stage's learned capacity, and with it the price, follow the depth that the price makes."""
+    plain_prices, plain, plain_share = await at_steady_load(heeds=False)
+    prices, thinker, share = await at_steady_load(heeds=True)
+    assert np.mean(prices) < np.mean(plain_prices) - 0.1
+    assert share > plain_share + 0.1
+    assert np.std(prices) < 0.1
+    half = [depth for at_s, depth in thinker.depths if at_s > thinker.depths[-1][0] - 6.0]
+    thirds = [float(np.mean(part)) for part in np.array_split(half, 3)]
+    assert max(thirds) - min(thirds) < 1.0
+    assert 1.5 < np.mean(half) < np.mean([depth for _, depth in plain.depths]) - 1.0
 
 
 # -- the replica -------------------------------------------------------------------------------------------------------
