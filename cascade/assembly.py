@@ -184,6 +184,7 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 timeout_floor_s=stage.timeout_floor_s,
                 hop_s=0.0 if stage.placement == "router" else HOP_S,
                 resumes=stage.resumes,
+                thinks=stage.execution.thinks,
             )
         )
     return configs

@@ -251,6 +251,8 @@ class CascadeSpec(Part):
                 )
             if dearer.placement == "router":
                 raise ValueError(f"stages: only the cheapest stage may have placement router, not {dearer.name!r}")
+        if self.stages[0].execution.thinks:
+            raise ValueError(f"stages: execution.thinks needs a price, which the first stage, {names[0]!r}, has not")
         tensors = [tensor.name for tensor in self.inputs]
         if len(set(tensors)) < len(tensors):
             raise ValueError("inputs: two tensors have the same name")

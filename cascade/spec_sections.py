@@ -57,6 +57,10 @@ class ExecutionSpec(Part):
     in_flight: Annotated[int, Field(ge=1, le=8)] = 2
     """On a GPU, batches that a replica may have under way: one computes while the next one's rows are copied."""
 
+    thinks: bool = False
+    """The network chooses its depth for each row (`cascade.models.halting`), and load may shorten it: what load adds to the
+    stage's price raises the threshold at which a row halts. Not for the first stage, which has no price."""
+
     @property
     def numerics(self) -> dict[str, bool]:
         """What changes outputs, where it was asked for."""

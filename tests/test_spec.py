@@ -95,6 +95,7 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("router.resources", {"memory": 1}, ["router.resources.memory", "no custom resource"]),
         ("stages.0.execution", {"graph": True}, ["stages.0.execution.graph", "unknown field"]),
         ("stages.0.execution", {"in_flight": 0}, ["stages.0.execution.in_flight", "got 0"]),
+        ("stages.0.execution", {"thinks": True}, ["stages", "execution.thinks", "first stage", "'s0'"]),
         ("stages.0.execution", {"cast_weights": True}, ["stages.0", "cast_weights", "float32"]),
         ("stages.0.execution", {"buckets": [4, 1, 32]}, ["stages.0", "rise", "32", "[4, 1, 32]"]),
         ("stages.0.execution", {"buckets": [4, 16]}, ["stages.0", "end with max_batch_size 32", "[4, 16]"]),

@@ -59,6 +59,7 @@ class Policy:
     ) -> None:
         self._stages = tuple(stages)
         self.resumes = tuple(stage.resumes for stage in stages)
+        self.thinks = tuple(stage.thinks for stage in stages)
         self._bounds = Bounds(len(stages), usual_deadline_s)
         self.capacities = tuple(
             StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s + s.hop_s, s.b_s), hop_s=s.hop_s) for s in stages
@@ -87,6 +88,18 @@ class Policy:
     def reachable(self) -> tuple[bool, ...]:
         """Whether new rows can get to each stage."""
         return reachable([capacity.slots > 0 for capacity in self.capacities], self.resumes)
+
+    @property
+    def thinks_less(self) -> bool:
+        """Whether load shortens the thinking of some stage now; what the tables say of its answers was found without."""
+        return any(
+            thinks and price > base
+            for thinks, price, base in zip(self.thinks, self.prices, self._tariff.base_prices, strict=True)
+        )
+
+    def pressures(self, now: float, batch: Batch) -> list[float]:
+        """By how much less each row of a batch shall think, for a stage that thinks; see `Tariff.pressure`."""
+        return [self._tariff.pressure(now, walk.request, batch.stage) for walk in batch.walks for _ in walk.places]
 
     def waiting(self, stage: int) -> int:
         """Rows in the queue of ``stage``."""

@@ -21,6 +21,7 @@ class StageCounts:
         joules: total energy that the stage has reported; None as long as it has reported none.
         idle_joules: the part of it for time in which its devices had nothing to do.
         recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
+        steps: steps of thought that those rows took, where the stage's network chooses its depth.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -34,6 +35,7 @@ class StageCounts:
     joules: float | None = None
     idle_joules: float = 0.0
     recomputed: int = 0
+    steps: int = 0
 
 
 @dataclass(slots=True)

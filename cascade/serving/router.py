@@ -16,6 +16,7 @@ import numpy as np
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
+from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.gain import Judge
@@ -70,6 +71,7 @@ class Router:
         self._judges = tuple(judges)
         self._stages = tuple(stages)
         self._arrays = BatchArrays(stages, policy.resumes)
+        self._thinks = policy.thinks
         self._classes = classes
         self._margin_s = margin_s
         self._clock = clock
@@ -303,6 +305,8 @@ class Router:
         try:
             # At once: a row that is answered in the meantime takes its inputs with it.
             arrays = self._arrays.gather(batch)
+            if self._thinks[batch.stage]:
+                arrays[PRESSURE] = np.array(self.policy.pressures(self._clock(), batch), np.float32)
             if not isinstance(stage, InlineStage):
                 self._calls[batch] = self._loop.create_task(self._call(stage, batch, arrays))
                 return
@@ -338,7 +342,9 @@ class Router:
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
-        if result.state is not None:
+        if result.state is not None and self._thinks[batch.stage]:
+            self.policy.counts.stages[batch.stage].steps += int(result.state[DEPTH].sum())
+        elif result.state is not None:
             self._arrays.keep(batch, result.state)
         self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]

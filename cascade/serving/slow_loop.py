@@ -125,7 +125,8 @@ class SlowLoop:
 
         Rows that walk by the present prices lose at most what the certificate says of these. Of rows that left earlier,
         because a queue was full, their time was up, or a stage failed, each may be lost; but no row loses more than by
-        stopping at the first stage. Rows that skip a stage that is out are covered by nothing: None then, too.
+        stopping at the first stage. Rows that skip a stage that is out are covered by nothing, and neither are rows that
+        think less than they did when their losses were counted: None then, too.
 
         Args:
             early: share of the rows answered lately that left earlier than prices say.
@@ -150,6 +151,8 @@ class SlowLoop:
     def _seen_prices(self) -> list[float] | None:
         """The highest prices that any row walks at now; None where a stage is out."""
         if not all(capacity.slots for capacity in self._policy.capacities):
+            return None
+        if self._policy.thinks_less:
             return None
         # A class of a small weight sees more of a surcharge: none has walked at higher prices than these.
         base, prices = self._base_prices, self._policy.prices

@@ -72,6 +72,9 @@ STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "bat
 RECOMPUTED = _counter(
     "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
 )
+STEPS = _counter(
+    "cascade_stage_steps_total", "steps", STAGE, "steps of thought of rows, in a network that chooses its depth"
+)
 RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "time of the batches, from sending to return")
 QUEUE_SECONDS = _counter(
     "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
@@ -175,6 +178,7 @@ class Telemetry:
             self._grow(STAGE_ROWS, stage.rows, name)
             self._grow(STAGE_FAILURES, stage.failures, name)
             self._grow(RECOMPUTED, stage.recomputed, name)
+            self._grow(STEPS, stage.steps, name)
             self._grow(RUN_SECONDS, stage.run_s, name)
             self._grow(QUEUE_SECONDS, stage.queued_s, name)
             self._grow(JOULES, stage.joules or 0.0, name)
@@ -292,6 +296,7 @@ def live_statistics(
             queued_s=lately.queued_s,
             joules_per_row=lately.joules_per_row,
             idle_energy=lately.idle_energy,
+            depth=lately.depth,
         )
     accuracy = disagreement = None
     if estimate is not None and estimate.accuracy is not None and estimate.accuracy_se is not None:

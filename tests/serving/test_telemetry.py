@@ -22,7 +22,20 @@ from cascade.serving.telemetry import METRICS, Metric, Monitor, Telemetry, live_
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-UNITS = {"seconds", "ratio", "rows", "rows/s", "requests", "batches", "audits", "replicas", "cost units", "gain", "joules"}
+UNITS = {
+    "seconds",
+    "ratio",
+    "rows",
+    "rows/s",
+    "requests",
+    "batches",
+    "audits",
+    "replicas",
+    "cost units",
+    "gain",
+    "joules",
+    "steps",
+}
 
 
 class Registry:
@@ -65,6 +78,7 @@ def counted(scale: int = 1) -> Counts:
             8.0 * scale,
             2.0 * scale,
             3 * scale,
+            5 * scale,
         )
         for _ in range(2)
     )
@@ -282,6 +296,20 @@ def test_energy_is_read_where_a_stage_reports_it_and_unknown_elsewhere():
     monitor.publish()
     assert registry["cascade_stage_energy_joules_total", "large"] == 6
     assert ("cascade_stage_energy_joules_total", ("small",)) not in registry.values
+
+
+def test_depth_is_read_where_rows_think_and_unknown_elsewhere():
+    policy, clock = two_stages(), [0.0]
+    registry = Registry()
+    monitor = monitor_of(policy, lambda: clock[0], telemetry=Telemetry(["small", "large"], registry.make))
+    policy.counts.stages[0].rows = policy.counts.stages[1].rows = 4
+    policy.counts.stages[1].steps = 10
+    clock[0] = 1.0
+    reading = monitor.read()
+    assert (reading.stages["small"].depth, reading.stages["large"].depth) == (None, 2.5)
+    monitor.publish()
+    assert registry["cascade_stage_steps_total", "large"] == 10
+    assert ("cascade_stage_steps_total", ("small",)) not in registry.values
 
 
 def test_the_certified_loss_counts_the_rows_that_left_earlier_than_prices_say():
