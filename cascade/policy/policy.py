@@ -107,10 +107,8 @@ class Policy:
 
     def next_timer(self) -> float | None:
         """The instant by which `tick` must be called, None if there is nothing to wait for."""
-        first, give_up = self._timers.first(), self._under_way.first_give_up_s()
-        if first is None or give_up is None:
-            return give_up if first is None else first
-        return min(first, give_up)
+        instants = (self._timers.first(), self._under_way.first_give_up_s())
+        return min((at_s for at_s in instants if at_s is not None), default=None)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
