@@ -17,6 +17,7 @@ from cascade.policy.gain import Curve
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
 from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec_exits import owners_of
 
 HOP_S = 0.002
 """Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
@@ -87,7 +88,7 @@ class Artefacts:
         if ladder.table_path.is_file():
             table = OutcomeTable.read(ladder.table_path)
             judged = judge_table(table, calibration)
-            market = market_of(judged, ladder.spec.base_prices)
+            market = market_of(judged, ladder.spec.base_prices, pools=owners_of(ladder.spec.stages))
             if wants_product:
                 product = fit_product(table, judged.exits(ladder.spec.base_prices))
         elif wants_product:
@@ -171,7 +172,7 @@ def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
     """What the policy of one router must know of each stage."""
     configs = []
-    for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
+    for stage, base_price, measured in zip(spec.placed, spec.base_prices, profile.stages, strict=True):
         configs.append(
             StageConfig(
                 slots=router_slots(stage, spec.router.replicas, stage.replicas),
@@ -182,6 +183,8 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 b_s=measured.b_s,
                 timeout_floor_s=stage.timeout_floor_s,
                 hop_s=0.0 if stage.placement == "router" else HOP_S,
+                resumes=stage.resumes,
+                thinks=stage.execution.thinks,
             )
         )
     return configs

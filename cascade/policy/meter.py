@@ -61,6 +61,7 @@ class RecentStage:
         queued_s: mean seconds that a row of those batches had waited; None without one.
         joules_per_row: energy that it reported for a row of those batches; None if it reports none, or without one.
         idle_energy: share of that energy for time in which its devices had nothing to do; None without any.
+        depth: mean steps that a row of those batches took, where the network chooses its depth; None elsewhere.
     """
 
     share: float | None
@@ -70,6 +71,7 @@ class RecentStage:
     queued_s: float | None
     joules_per_row: float | None = None
     idle_energy: float | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class _StageTotals:
     queued_s: float
     joules: float | None
     idle_joules: float
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,7 @@ def _snapshot(now: float, counts: Counts) -> _Snapshot:
                 stage.queued_s,
                 stage.joules,
                 stage.idle_joules,
+                stage.steps,
             )
             for stage in counts.stages
         ),
@@ -239,6 +243,7 @@ def _between(old: _Snapshot, new: _Snapshot) -> Recent:
                 queued_s=_ratio(after.queued_s - before.queued_s, rows),
                 joules_per_row=None if joules is None else _ratio(joules, rows),
                 idle_energy=(after.idle_joules - before.idle_joules) / joules if joules else None,
+                depth=_ratio(after.steps - before.steps, rows) if after.steps else None,
             )
         )
     classes = []

@@ -5,13 +5,14 @@ and the policy's values; no stage, no wire.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
 from cascade.models.stage import Arrays
 from cascade.policy.anytime import Rule, Shown
 from cascade.policy.request import Answer, SoFar
+from cascade.serving.states import Kept
 
 GAP_S_PER_ROW = 1e-4
 """A message of n rows is shown again no sooner than n times this after it was shown: the rows of a large message come back
@@ -26,6 +27,7 @@ class Message:
         inputs: one array [rows, *row] for each input of the ladder; empty once it has ended.
         missing: rows without an answer that is final.
         done: all answers, in order, or why there are none.
+        kept: what a stage left of each row to resume from; None if none ever did.
 
     Args:
         inputs: see above.
@@ -33,18 +35,20 @@ class Message:
         done: see above.
     """
 
-    __slots__ = ("answers", "done", "inputs", "missing")
+    __slots__ = ("answers", "done", "inputs", "kept", "missing")
 
     def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
         self.inputs = inputs
         self.answers: list[Answer | None] = [None] * rows
         self.missing = rows
         self.done = done
+        self.kept: list[Kept | None] | None = None  # most ladders have nothing to keep
 
-    def reply(self, row: int, answer: Answer) -> None:
-        """A row has its answer."""
-        self.answers[row] = answer
-        self.missing -= 1
+    def reply(self, places: Sequence[int], answers: Sequence[Answer]) -> None:
+        """These rows have their answers."""
+        for place, answer in zip(places, answers, strict=True):
+            self.answers[place] = answer
+        self.missing -= len(places)
         if not self.missing and not self.done.done():
             self.done.set_result(self.answers)  # type: ignore[arg-type]  # none is missing
 
@@ -107,10 +111,11 @@ class StreamedMessage(Message):
         self._shown_s = -inf
         done.add_done_callback(lambda _: self._news.set())
 
-    def reply(self, row: int, answer: Answer) -> None:
-        """A row has its answer, which is shown as the rule says."""
-        self._take(row, answer, answer.stage)
-        super().reply(row, answer)
+    def reply(self, places: Sequence[int], answers: Sequence[Answer]) -> None:
+        """These rows have their answers, which are shown as the rule says."""
+        for place, answer in zip(places, answers, strict=True):
+            self._take(place, answer, answer.stage)
+        super().reply(places, answers)
 
     def preliminary(self, row: int, answer: SoFar) -> None:
         """A row has an answer that is to be shown while it goes on."""

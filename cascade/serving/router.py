@@ -9,14 +9,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
+from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.gain import Judge
@@ -24,6 +24,7 @@ from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
+from cascade.serving.batches import BatchArrays
 from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.slow_loop import Control, SlowLoop
@@ -69,6 +70,8 @@ class Router:
         self.policy = policy
         self._judges = tuple(judges)
         self._stages = tuple(stages)
+        self._arrays = BatchArrays(stages, policy.resumes)
+        self._thinks = policy.thinks
         self._classes = classes
         self._margin_s = margin_s
         self._clock = clock
@@ -209,10 +212,9 @@ class Router:
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
-        wishes = (now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine)
-        requests = [Request((message, row), *wishes) for row in range(rows)]
+        request = Request(message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows)
         self.slow_loop.arrived(now, priority, rows)
-        walks = self.policy.arrived(now, requests, self.lag_s)
+        walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
         self._schedule_pump()
@@ -223,6 +225,7 @@ class Router:
         if message.missing:
             for walk in walks:
                 self.policy.cancelled(walk)
+            self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
 
@@ -273,42 +276,54 @@ class Router:
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
-                case Reply(tag, answer):
-                    message, row = tag
-                    if self.audits is not None:
-                        self.audits.offer(answer, message.inputs, row)
-                    message.reply(row, answer)
-                case Preliminary(tag, so_far):
-                    message, row = tag
-                    message.preliminary(row, so_far)
+                case Reply():
+                    self._reply(command)
+                case Preliminary(message, so_far, place):
+                    message.preliminary(place, so_far)
                 case Run(batch):
                     self._run(batch)
-                case Expire(tag):
-                    tag[0].refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
-                case Fail(tag):
-                    tag[0].refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
+                case Expire(message):
+                    message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message):
+                    message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
-                    logger.warning("a batch of %d rows at stage %d hangs: given up", len(batch.walks), batch.stage)
+                    logger.warning("a batch of %d rows at stage %d hangs: given up", batch.rows, batch.stage)
                     self._calls[batch].cancel()
+
+    def _reply(self, reply: Reply) -> None:
+        message: Message = reply.tag
+        if self.audits is not None:
+            self.audits.offer(reply, message.inputs)
+        self._arrays.forget(message, reply.places)
+        alone = len(reply.places) == 1
+        message.reply(reply.places, (reply.answer,) if alone else reply.answer.of_rows(reply.rows))
 
     # -- stage calls ---------------------------------------------------------------------------------------------------
 
     def _run(self, batch: Batch) -> None:
         stage = self._stages[batch.stage]
-        if isinstance(stage, InlineStage):
-            try:
-                result = stage.run_now(gather(batch))
-                commands = self._judged(batch, result)
-            except Exception:
-                commands = self._failed(batch)
-            self._carry_out(commands)
-            self._schedule_pump()
-        else:
-            self._calls[batch] = self._loop.create_task(self._call(stage, batch))
-
-    async def _call(self, stage: StageClient, batch: Batch) -> None:
         try:
-            commands = self._judged(batch, await stage.run(gather(batch)))
+            # At once: a row that is answered in the meantime takes its inputs with it.
+            arrays = self._arrays.gather(batch)
+            if self._thinks[batch.stage]:
+                arrays[PRESSURE] = np.array(self.policy.pressures(self._clock(), batch), np.float32)
+            if not isinstance(stage, InlineStage):
+                self._calls[batch] = self._loop.create_task(self._call(stage, batch, arrays))
+                return
+            commands = self._judged(batch, stage.run_now(arrays))
+        except Exception:
+            commands = self._failed(batch)
+        self._carry_out(commands)
+        self._schedule_pump()
+
+    async def _call(self, stage: StageClient, batch: Batch, arrays: Arrays) -> None:
+        try:
+            keeper = self._arrays.keeper(batch.stage)
+            if keeper is None:
+                result = await stage.run(arrays)
+            else:
+                result = await keeper.resume(arrays, partial(self._arrays.again, batch))
+            commands = self._judged(batch, result)
         except asyncio.CancelledError:
             # A call that was given up here has been dealt with; one that was cancelled on the stage's side has failed.
             if self._calls[batch].cancelling():
@@ -322,11 +337,16 @@ class Router:
         self._schedule_pump()
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
-        expected = (len(batch.walks), self._classes)
+        expected = (batch.rows, self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
+        if result.state is not None and self._thinks[batch.stage]:
+            self.policy.counts.stages[batch.stage].steps += int(result.state[DEPTH].sum())
+        elif result.state is not None:
+            self._arrays.keep(batch, result.state)
+        self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
@@ -345,15 +365,3 @@ def overloaded(shed: Shed) -> Overloaded:
     if isfinite(shed.wait_s):
         return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
     return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)
-
-
-def gather(batch: Batch) -> dict[str, NDArray[Any]]:
-    """One contiguous array for each input, in the order of the batch's rows.
-
-    Rows that lie together in one message, as in a client's own batch, are not copied one by one.
-    """
-    tags = [walk.request.tag for walk in batch.walks]
-    message, first = tags[0]
-    if all(tag == (message, first + i) for i, tag in enumerate(tags)):
-        return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}
-    return {name: np.stack([tag[0].inputs[name][tag[1]] for tag in tags]) for name in message.inputs}

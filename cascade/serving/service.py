@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict, TypeVar
 import numpy as np
 
 from cascade.errors import NotReady, Overloaded, UnknownModel
-from cascade.policy.gain import Floats
+from cascade.policy.gain import Floats, Judgement
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
 from cascade.spec import Ladder
@@ -61,6 +61,20 @@ class Answered(NamedTuple):
     outputs: list[tuple[TensorSpec, Array, bool]]
     parameters: dict[str, Parameter]
     provenance: Provenance
+
+
+class BatchRows(NamedTuple):
+    """The rows of a message that left it from one batch.
+
+    Attributes:
+        judgement: of that batch.
+        rows: their rows in it.
+        places: their places in the message.
+    """
+
+    judgement: Judgement
+    rows: list[int]
+    places: list[int]
 
 
 class Service:
@@ -183,10 +197,11 @@ class Service:
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
         answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
-        probabilities, worst = probabilities_of(answers), worst_of(answers)
+        batches, worst = by_batch(answers), worst_of(answers)
+        probabilities = probabilities_of(batches)
         return Answered(
             [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
-            self.parameters(router, answers, worst),
+            self.parameters(router, answers, batches, worst),
             self._provenance(worst),
         )
 
@@ -207,12 +222,15 @@ class Service:
             "min_confidence": inf if request.min_confidence is None else request.min_confidence,
         }
 
-    def parameters(self, router: Router, answers: list[Answer], worst: Answer) -> dict[str, Parameter]:
+    def parameters(
+        self, router: Router, answers: list[Answer], batches: list[BatchRows], worst: Answer
+    ) -> dict[str, Parameter]:
         """What an answer says about itself.
 
         Args:
             router: the router.
             answers: one for each row.
+            batches: the same by the batches that they left from.
             worst: the one that speaks for all.
         """
         prices = router.policy.prices
@@ -220,15 +238,16 @@ class Service:
             "cascade_stage": self.stage_names[worst.stage],
             "cascade_exit_reason": worst.reason.value,
             "cascade_degraded": worst.degraded,
-            "cascade_confidence": round(min(answer.confidence for answer in answers), 6),
-            "cascade_cost": sum(answer.cost for answer in answers),
+            "cascade_confidence": round(worst.confidence if len(answers) == 1 else least_confidence(batches), 6),
+            "cascade_cost": sum([answer.cost for answer in answers]),
             "cascade_price": prices[worst.stage + 1] if worst.stage + 1 < len(prices) else 0.0,
         }
         if router.monitor is not None and router.monitor.certified_loss is not None:
             parameters["cascade_certified_loss"] = round(router.monitor.certified_loss, 6)
         if len(answers) > 1:
-            parameters["cascade_degraded_rows"] = sum(answer.degraded for answer in answers)
-        if recalled := sum(answer.recalled for answer in answers):
+            # Degraded answers are the worse ones, so if the worst is none there are none.
+            parameters["cascade_degraded_rows"] = sum([answer.degraded for answer in answers]) if worst.degraded else 0
+        if recalled := recalled_rows(batches):
             parameters["cascade_recalled_rows"] = recalled
         return parameters
 
@@ -287,31 +306,46 @@ def signature_of(ladder: Ladder) -> Signature:
     return Signature(spec.name, spec.version, tuple(field.tensor for field in spec.inputs), outputs)
 
 
+def by_batch(answers: list[Answer]) -> list[BatchRows]:
+    """The rows of a message by the batch that they left from, which are few: arrays are read once for each batch."""
+    found: dict[int, BatchRows] = {}
+    for place, answer in enumerate(answers):
+        judgement = answer.judgement
+        batch = found.get(id(judgement))
+        if batch is None:
+            batch = found[id(judgement)] = BatchRows(judgement, [], [])
+        batch.rows.append(answer.row)
+        batch.places.append(place)
+    return list(found.values())
+
+
 def worst_of(answers: list[Answer]) -> Answer:
     """The answer that speaks for a message: the most degraded, then the one from the dearest stage."""
     if len(answers) == 1:
         return answers[0]
-    return min(answers, key=lambda answer: (RANK[answer.reason], -answer.stage))
+    kinds = {(answer.reason, answer.stage): answer for answer in reversed(answers)}  # of each kind the first
+    return min(kinds.values(), key=lambda answer: (RANK[answer.reason], -answer.stage))
 
 
-def probabilities_of(answers: list[Answer]) -> Floats:
-    """Class probabilities of each answer, [rows, classes].
-
-    Rows of one message mostly left in a few batches: a copy for each batch, not one for each row.
-    """
-    places: dict[int, tuple[Floats, list[int], list[int]]] = {}
-    for place, answer in enumerate(answers):
-        judged = answer.judgement.probabilities
-        _, where, rows = places.setdefault(id(judged), (judged, [], []))
-        where.append(place)
-        rows.append(answer.row)
-    (judged, where, rows), *others = places.values()
-    if not others:
-        return judged[rows]
-    together = np.empty((len(answers), judged.shape[1]))
-    for judged, where, rows in places.values():
-        together[where] = judged[rows]
+def probabilities_of(batches: list[BatchRows]) -> Floats:
+    """Class probabilities of each row of a message, [rows, classes]."""
+    judged = batches[0].judgement.probabilities
+    if len(batches) == 1:
+        return judged[batches[0].rows]
+    together = np.empty((sum([len(batch.rows) for batch in batches]), judged.shape[1]))
+    for judgement, rows, places in batches:
+        together[places] = judgement.probabilities[rows]
     return together
+
+
+def least_confidence(batches: list[BatchRows]) -> float:
+    """Calibrated probability that the least certain row of a message is answered right."""
+    return min([float(judgement.p_correct[rows].min()) for judgement, rows, _ in batches])
+
+
+def recalled_rows(batches: list[BatchRows]) -> int:
+    """How many rows of a message were given an earlier stage's answer by the stage that they stopped at."""
+    return sum([int(each.recalled[rows].sum()) for each, rows, _ in batches if each.recalled is not None])
 
 
 def output_array(spec: TensorSpec, probabilities: Floats) -> Array:

@@ -18,7 +18,7 @@ from cascade.policy.gain import Floats
 from cascade.policy.request import Answer, SoFar
 from cascade.serving.messages import Refined, RowState
 from cascade.serving.router import Router
-from cascade.serving.service import Service, output_array, worst_of
+from cascade.serving.service import Service, by_batch, output_array, worst_of
 from cascade.wire.http import HeaderFacts
 from cascade.wire.oip import InferRequest
 from cascade.wire.parameters import Parameter
@@ -111,7 +111,7 @@ class _Told:
 
     def _of_final(self, rows: list[RowState]) -> dict[str, Parameter]:
         answers = [state.answer for state in rows if isinstance(state.answer, Answer)]
-        return self._service.parameters(self._router, answers, worst_of(answers))
+        return self._service.parameters(self._router, answers, by_batch(answers), worst_of(answers))
 
     def _of_waiting(self, rows: list[RowState]) -> dict[str, Parameter]:
         # How and why a row left can only be said once it has; until then, how far the slowest has come.

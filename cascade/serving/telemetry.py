@@ -69,6 +69,12 @@ COST = _counter("cascade_cost_units_total", "cost units", (), "cost of every sta
 BATCHES = _counter("cascade_stage_batches_total", "batches", STAGE, "batches that came back")
 STAGE_ROWS = _counter("cascade_stage_rows_total", "rows", STAGE, "rows in them")
 STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "batches that failed or were given up")
+RECOMPUTED = _counter(
+    "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
+)
+STEPS = _counter(
+    "cascade_stage_steps_total", "steps", STAGE, "steps of thought of rows, in a network that chooses its depth"
+)
 RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "time of the batches, from sending to return")
 QUEUE_SECONDS = _counter(
     "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
@@ -171,6 +177,8 @@ class Telemetry:
             self._grow(BATCHES, stage.batches, name)
             self._grow(STAGE_ROWS, stage.rows, name)
             self._grow(STAGE_FAILURES, stage.failures, name)
+            self._grow(RECOMPUTED, stage.recomputed, name)
+            self._grow(STEPS, stage.steps, name)
             self._grow(RUN_SECONDS, stage.run_s, name)
             self._grow(QUEUE_SECONDS, stage.queued_s, name)
             self._grow(JOULES, stage.joules or 0.0, name)
@@ -288,6 +296,7 @@ def live_statistics(
             queued_s=lately.queued_s,
             joules_per_row=lately.joules_per_row,
             idle_energy=lately.idle_energy,
+            depth=lately.depth,
         )
     accuracy = disagreement = None
     if estimate is not None and estimate.accuracy is not None and estimate.accuracy_se is not None:

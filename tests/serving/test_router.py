@@ -129,6 +129,21 @@ async def test_rows_of_one_message_travel_without_a_copy():
     assert np.shares_memory(stage.calls[0]["x"], inputs["x"])
 
 
+async def test_rows_of_messages_that_batches_cut_are_each_answered_by_their_own_input():
+    stages = fake_stages(3, seconds=0.01)
+    router = make_router(stages, [config(max_batch_size=5), config(cost=10.0, max_batch_size=3), config(cost=100.0)])
+    random = np.random.default_rng(1)
+    messages = [rows(*random.choice([-SURE, -UNSURE, UNSURE, SURE], (size, 3)).tolist()) for size in (7, 1, 12, 4, 3)]
+    answers = await asyncio.gather(*(router.answer(message, len(message["x"]), budget_s=5.0) for message in messages))
+    for message, found in zip(messages, answers, strict=True):
+        for said, answer in zip(message["x"], found, strict=True):
+            stops_at = next((stage for stage in range(2) if abs(said[stage]) == np.float32(SURE)), 2)
+            label = int(answer.judgement.probabilities[answer.row].argmax())
+            assert (answer.stage, label) == (stops_at, int(said[stops_at] > 0))
+    assert max(batch_sizes(stages[0])) == 5
+    assert_forgotten(router)
+
+
 async def test_rows_of_several_messages_are_gathered_into_one_contiguous_array():
     (stage,) = stages = fake_stages(1)
     router = make_router(stages)
