@@ -40,11 +40,19 @@ class TensorField(Part):
     """Open Inference Protocol datatype, for example UINT8 or FP32."""
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Shape of one row; the batch dimension comes in front of it."""
+    text: bool = False
+    """Whether its BYTES are UTF-8 text: a message with other bytes is refused, so that no stage fails on it."""
 
     @property
     def tensor(self) -> TensorSpec:
         """The declaration that the wire works with."""
-        return TensorSpec(self.name, self.datatype, self.shape)
+        return TensorSpec(self.name, self.datatype, self.shape, self.text)
+
+    @model_validator(mode="after")
+    def _text_is_bytes(self) -> Self:
+        if self.text and self.datatype is not Datatype.BYTES:
+            raise ValueError(f"text travels as BYTES, not as {self.datatype}")
+        return self
 
 
 class ModelRef(Part):
@@ -301,7 +309,8 @@ class Ladder:
         """
         digest = hashlib.sha256()
         facts: dict[str, Any] = {
-            "inputs": [tensor.model_dump(mode="json") for tensor in self.spec.inputs],
+            # What is refused at the door changes no output.
+            "inputs": [tensor.model_dump(mode="json", exclude={"text"}) for tensor in self.spec.inputs],
             "labels": len(self.spec.labels),
             "factory": stage.model.factory,
             "args": stage.model.args,

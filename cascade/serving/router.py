@@ -300,4 +300,5 @@ def gather(batch: Batch) -> dict[str, NDArray[Any]]:
     message, first = tags[0]
     if all(tag == (message, first + i) for i, tag in enumerate(tags)):
         return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}
-    return {name: np.stack([tag[0].inputs[name][tag[1]] for tag in tags]) for name in message.inputs}
+    # Slices, not rows: a row of BYTES may be a plain bytes object, of which numpy would make fixed-width strings.
+    return {name: np.concatenate([each.inputs[name][row : row + 1] for each, row in tags]) for name in message.inputs}

@@ -382,3 +382,17 @@ def test_a_good_request_with_a_wrong_byte_is_decoded_or_refused(position, byte, 
 
 def test_an_empty_answer_is_a_message():
     assert ModelInferResponse.FromString(encode_response("", "", []).SerializeToString()) == ModelInferResponse()
+
+
+@pytest.mark.parametrize("form", [raw, typed])
+def test_bytes_that_are_no_text_are_refused_where_text_was_declared(form):
+    signature = Signature("m", "1", (TensorSpec("x", "BYTES", (), text=True),), (TensorSpec("y", "FP32", ()),))
+
+    def request(text: bytes) -> Any:
+        if form is raw:
+            return raw("BYTES", len(text).to_bytes(4, "little") + text, [1])
+        return typed("BYTES", np.array([text], dtype=object), [1])
+
+    assert decode(request("ä".encode()), signature).inputs["x"].tolist() == ["ä".encode()]
+    with pytest.raises(BadRequest, match="input 'x', row 0: text must be UTF-8, got invalid start byte at byte 0"):
+        decode(request(b"\xff"), signature)
