@@ -36,6 +36,7 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.port_claim import PortClaim
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
@@ -43,6 +44,7 @@ from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
 from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.spec import CascadeSpec, Ladder
+from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -169,7 +171,7 @@ class RouterReplica(GrpcServicer):
     ) -> None:
         stages: list[StageClient | InlineStage] = []
         for index, handle in enumerate(handles):
-            stages.append(place_here(ladder, index) if handle is None else ReplicaStage(handle))
+            stages.append(place_here(ladder, index, artefacts.profile) if handle is None else ReplicaStage(handle))
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
         self._artefacts = artefacts
@@ -187,6 +189,8 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        name = self._ladder.spec.name
+        ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
         if self._listen.grpc is not None:
@@ -205,15 +209,20 @@ class RouterReplica(GrpcServicer):
         return self._router
 
 
-def place_here(ladder: Ladder, index: int) -> StageClient | InlineStage:
+def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> StageClient | InlineStage:
     """Load a stage into this process: inside the event loop if its full batch is short, else in a thread."""
-    stage = load_network(ladder, ladder.spec.stages[index])
+    spec = ladder.spec.stages[index]
+    stage = load_network(ladder, spec)
     durations = []
     for _ in range(5):
         started = time.perf_counter()
-        stage.warm_up(ladder.example_row(), (ladder.spec.stages[index].max_batch_size,))
+        stage.warm_up(ladder.example_row(), (spec.max_batch_size,))
         durations.append(time.perf_counter() - started)
-    return InlineStage(stage) if min(durations) < INLINE_LIMIT_S else ThreadStage(stage)
+    full_s = min(durations)
+    if any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs):
+        # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
+        full_s = max(full_s, profile.stages[index].a_s + profile.stages[index].b_s * spec.max_batch_size)
+    return InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage)
 
 
 def build_router(
