@@ -21,6 +21,7 @@ from torch import nn
 from cascade.errors import ConfigError
 from cascade.models.device import Device
 from cascade.models.energy import Energy, EnergyMeter
+from cascade.models.frozen import trained_state
 from cascade.models.pipeline import Pipeline, Row, buckets_up_to
 
 logger = logging.getLogger("cascade.stage")
@@ -76,12 +77,15 @@ class StageResult:
 def load_weights(network: nn.Module, path: Path) -> nn.Module:
     """Put the tensors of a safetensors file into a network; half-precision files are widened to the network's own types.
 
+    The file may leave out what the network's factory froze, as that of an adapter does; what it holds of it is loaded.
+
     Raises:
         ConfigError: a tensor is missing, left over, or has another shape.
     """
-    state = load_file(path)
+    state, own = load_file(path), network.state_dict()
+    frozen = {name: own[name] for name in own.keys() - trained_state(network).keys() - state.keys()}
     try:
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict({**state, **frozen}, strict=True)
     except RuntimeError as error:
         raise ConfigError(f"weights {path.name} do not fit {type(network).__name__}: {error}") from error
     return network
