@@ -206,6 +206,8 @@ class TextExits(ExitNetwork):
         self._spans = tuple(range(first, last) for first, last in pairwise([0, *exits]))
         self._tokenizer = tokenizer
         self._settled: list[nn.Module] = []
+        # Also where a module around this one is loaded.
+        self.register_load_state_dict_post_hook(_unsettle)  # type: ignore[no-untyped-call]
 
     @property
     def exits(self) -> int:
@@ -279,16 +281,16 @@ class TextExits(ExitNetwork):
         self._settled = []
         return super().train(mode)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch."""
-        self._settled = []
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Behind `to` and its like: another device or number type.
         self._settled = []
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied
+
+
+def _unsettle(network: nn.Module, keys: Any) -> None:  # noqa: ARG001 - as torch calls it
+    assert isinstance(network, TextExits)
+    network._settled = []
 
 
 def pooled(features: Tensor, beyond: Tensor) -> Tensor:
