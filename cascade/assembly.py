@@ -14,6 +14,7 @@ from cascade.policy.classes import ClassConfig
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
 from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec_exits import owners_of
 
 HOP_S = 0.002
 """Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
@@ -80,7 +81,7 @@ class Artefacts:
         market = None
         if ladder.table_path.is_file():
             judged = judge_table(OutcomeTable.read(ladder.table_path), calibration)
-            market = market_of(judged, ladder.spec.base_prices)
+            market = market_of(judged, ladder.spec.base_prices, pools=owners_of(ladder.spec.stages))
         return cls(calibration, profile, certificate, market)
 
 
@@ -143,7 +144,7 @@ def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
     """What the policy of one router must know of each stage."""
     configs = []
-    for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
+    for stage, base_price, measured in zip(spec.placed, spec.base_prices, profile.stages, strict=True):
         configs.append(
             StageConfig(
                 slots=router_slots(stage, spec.router.replicas, stage.replicas),
@@ -154,6 +155,7 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 b_s=measured.b_s,
                 timeout_floor_s=stage.timeout_floor_s,
                 hop_s=0.0 if stage.placement == "router" else HOP_S,
+                resumes=stage.resumes,
             )
         )
     return configs

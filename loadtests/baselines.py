@@ -24,8 +24,8 @@ from cascade import __version__
 from cascade.assembly import read_artefacts
 from cascade.calibration.artefact import StageService
 from cascade.errors import CascadeError, UnknownModel
+from cascade.loading import load_network
 from cascade.models.stage import Arrays
-from cascade.profiling import load_network
 from cascade.serving.app import QUIET, AppArgs, application
 from cascade.serving.service import signature_of
 from cascade.spec import CascadeSpec, Ladder

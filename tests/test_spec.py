@@ -83,7 +83,7 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("stages.0.cost", float("inf"), ["stages.0.cost", "finite"]),
         ("stages.0.costs", 2, ["stages.0.costs", "unknown field", "got 2"]),
         ("stages.1.placement", "router", ["stages", "only the cheapest", "'s1'"]),
-        ("stages.0.placement", "gpu", ["stages.0.placement", "'router' or 'replica'", "'gpu'"]),
+        ("stages.0.placement", "gpu", ["stages.0.placement", "'router', 'replica' or 'together'", "'gpu'"]),
         ("stages.0.base_price", 1.0, ["stages.0.base_price", "less than 1"]),
         ("stages.0.max_batch_size", 0, ["stages.0.max_batch_size", "got 0"]),
         ("stages.0.max_batch_size", 2.5, ["stages.0.max_batch_size", "integer", "got 2.5"]),

@@ -162,7 +162,7 @@ def _pareto(
     first, second = order[: judged.rows // 2], order[judged.rows // 2 :]
     if len(second) < needed or not len(first):
         return None
-    paid = np.cumsum(judged.cost)
+    paid = judged.paid
     cost = np.array([paid[walked.exits[first]].mean() for walked in walks])
     front = pareto_order(losing[:, first].mean(axis=1), cost)
     losses = losing[:, second].sum(axis=1)

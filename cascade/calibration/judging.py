@@ -68,7 +68,8 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
             elif judge.history_weight:
                 served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
             earlier = Earlier(judgement.probabilities, judgement.p_correct)
-    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group)
+    resumes = table.resumes if table.resumes.any() else None
+    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, resumes)
 
 
 def fitted_on_these(calibration: Calibration, digest: str, split: str | None, rows: OutcomeTable) -> bool:
@@ -126,7 +127,13 @@ def fit_and_judge(
     return calibration, judge_table(checked, calibration)
 
 
-def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MARKET_ROWS, seed: int = 0) -> Market:
+def market_of(
+    judged: JudgedTable,
+    base_prices: Sequence[float],
+    rows: int = MARKET_ROWS,
+    seed: int = 0,
+    pools: Sequence[int] | None = None,
+) -> Market:
     """The demand of a table's rows by price, for a loop that sets prices while it serves.
 
     Args:
@@ -134,10 +141,11 @@ def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MAR
         base_prices: [S] price of a visit to each stage when nothing is scarce.
         rows: how many of them, drawn at random, stand for the traffic.
         seed: of that draw.
+        pools: see `Market`.
     """
     if judged.rows > rows:
         judged = judged.select(np.random.default_rng(seed).permutation(judged.rows)[:rows])
     stages = len(judged.stages)
     # Single precision halves what is searched and shipped; gains are known to two digits at best.
     gains = [judged.gains[:, stage, stage + 1 :].astype(np.float32) for stage in range(stages - 1)]
-    return Market(gains, judged.p_correct.astype(np.float32), base_prices)
+    return Market(gains, judged.p_correct.astype(np.float32), base_prices, pools=pools)

@@ -30,6 +30,10 @@ class ExitNetwork(nn.Module, ABC):
       logits, and a segment may trim what no row of its batch needs.
     """
 
+    ragged: bool = False
+    """Whether the shape behind the rows of a state differs from batch to batch. Then a GPU runs the segments kernel by
+    kernel: what is recorded has one shape."""
+
     @property
     @abstractmethod
     def exits(self) -> int:
@@ -74,8 +78,8 @@ class BlockExits(ExitNetwork):
     Args:
         stem: takes the inputs, returns features [rows, ...].
         blocks: each takes the features and returns features.
-        heads: by the number of blocks that stand before it, each takes the features there and returns logits [rows, classes];
-            the last one stands behind all blocks.
+        heads: by the number of blocks that stand before it, each takes the features there and returns logits [rows,
+            classes]; the last one stands behind all blocks.
 
     Raises:
         ValueError: a head stands behind more blocks than there are, or none stands behind the last.
@@ -106,6 +110,56 @@ class BlockExits(ExitNetwork):
         for block in self._spans[index]:
             features = self.blocks[block](features)
         return {"features": features}, self.heads[index](features)
+
+
+class Segment(nn.Module):
+    """What one stage runs of a network with exits: from the inputs, or from the state of an earlier stage, to one exit.
+
+    Several stages may share one network. Called, it returns the logits [rows, classes], and if it leaves a state that too.
+
+    Args:
+        network: the network.
+        last: the exit that answers.
+        after: the exit of the stage that it resumes; None to begin at the inputs.
+        takes: names of the state that it resumes from, in the order of its arguments.
+        leaves: whether another stage resumes from here.
+
+    Raises:
+        ValueError: the network has no such exit, or not behind the one that it resumes.
+    """
+
+    def __init__(
+        self,
+        network: ExitNetwork,
+        last: int,
+        *,
+        after: int | None = None,
+        takes: Sequence[str] = (),
+        leaves: bool = False,
+    ) -> None:
+        super().__init__()
+        if not (-1 if after is None else after) < last < network.exits:
+            behind = "" if after is None else f" behind exit {after}"
+            raise ValueError(f"no exit {last}{behind} in a network with the exits 0 to {network.exits - 1}")
+        self.network = network
+        self.takes = tuple(takes)
+        self.leaves = leaves
+        self._resumes = after is not None
+        self._indices = range(0 if after is None else after + 1, last + 1)
+
+    def forward(self, *tensors: Any) -> Tensor | tuple[Tensor, State]:
+        """Run the segment.
+
+        Args:
+            tensors: the inputs, or the state in the order of ``takes``.
+        """
+        if self._resumes:
+            state: State = dict(zip(self.takes, tensors, strict=True))
+        else:
+            state = self.network.embed(*tensors)
+        for index in self._indices:
+            state, logits = self.network.segment(index, state)
+        return (logits, state) if self.leaves else logits
 
 
 def joined(states: Sequence[State]) -> State:

@@ -9,13 +9,13 @@ The driver's duties: report every event with a clock that does not go back; afte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 from random import Random
 
 from cascade.policy.admission import Admission
 from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
+from cascade.policy.chains import behind, reachable
 from cascade.policy.classes import PROTECTED, ClassConfig, Classes
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.door import Door
@@ -24,6 +24,7 @@ from cascade.policy.gain import Judgement
 from cascade.policy.price import continuation_value
 from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
+from cascade.policy.stage_config import StageConfig as StageConfig
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
@@ -32,31 +33,6 @@ from cascade.policy.walk import State, Walk
 
 TIMEOUT_FACTOR = 5.0
 """A batch that takes this many times its predicted duration is given up, and tried once more elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What the policy must know of a stage.
-
-    Attributes:
-        slots: batches that may be with its replicas at a time.
-        max_batch_size: rows in a batch, at most.
-        cost: cost of one row, in the ladder's cost unit.
-        base_price: gain that a visit must promise when nothing is scarce.
-        a_s: profiled seconds of any batch.
-        b_s: profiled seconds that a row adds.
-        timeout_floor_s: a batch is never given up before this.
-        hop_s: seconds to a replica and back, until they are learned.
-    """
-
-    slots: int
-    max_batch_size: int
-    cost: float
-    base_price: float
-    a_s: float
-    b_s: float
-    timeout_floor_s: float = 1.0
-    hop_s: float = 0.0
 
 
 class Policy:
@@ -80,6 +56,7 @@ class Policy:
         seed: int = 0,
     ) -> None:
         self._stages = tuple(stages)
+        self.resumes = tuple(stage.resumes for stage in stages)
         self._bounds = Bounds(len(stages), usual_deadline_s)
         self.capacities = tuple(
             StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s + s.hop_s, s.b_s), hop_s=s.hop_s) for s in stages
@@ -103,6 +80,11 @@ class Policy:
     def prices(self) -> tuple[float, ...]:
         """Present price of a visit to each stage."""
         return self._tariff.prices
+
+    @property
+    def reachable(self) -> tuple[bool, ...]:
+        """Whether new rows can get to each stage."""
+        return reachable([capacity.slots > 0 for capacity in self.capacities], self.resumes)
 
     def waiting(self, stage: int) -> int:
         """Rows in the queue of ``stage``."""
@@ -245,21 +227,21 @@ class Policy:
         if stage == 0:
             commands.extend(self._give_up(walk, ExitReason.FAILURE) for walk in waiting)
             return commands
-        behind = self._open_behind(stage)
+        further = self._open_behind(stage, answered=False)
         for walk in waiting:
-            if not behind:
+            if not further:
                 commands.append(self._give_up(walk, ExitReason.FAILURE))
                 continue
             answered_by, gains = walk.best
-            value = float(continuation_value(gains, answered_by, behind, self._tariff.base_prices)[0])
-            key = self._tariff.key_of_anyone(walk.request, value, behind[0])
+            value = float(continuation_value(gains, answered_by, further, self._tariff.base_prices)[0])
+            key = self._tariff.key_of_anyone(walk.request, value, further[0])
             if key is None:
                 commands.append(self._reply(walk, ExitReason.FAILURE, deferred=False))
                 continue
             walk.protected = key >= PROTECTED
-            if self._affordable(walk, behind[0]):
-                walk.bypass(behind[0])
-                self._queues[behind[0]].push(walk, key)
+            if self._affordable(walk, further[0]):
+                walk.bypass(further[0])
+                self._queues[further[0]].push(walk, key)
             else:
                 commands.append(self._reply(walk, ExitReason.BUDGET, deferred=False))
         return commands
@@ -351,8 +333,8 @@ class Policy:
         # Costs are sums of floats: a budget of exactly the sum must be enough.
         return walk.cost + self._stages[stage].cost <= walk.request.budget * (1.0 + 1e-9)
 
-    def _open_behind(self, stage: int) -> list[int]:
-        return [j for j in range(stage + 1, len(self._stages)) if self.capacities[j].slots]
+    def _open_behind(self, stage: int, *, answered: bool = True) -> list[int]:
+        return behind(stage, [capacity.slots > 0 for capacity in self.capacities], self.resumes, answered=answered)
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class StageCounts:
         run_s: total time of those batches.
         joules: total energy that the stage has reported; None as long as it has reported none.
         idle_joules: the part of it for time in which its devices had nothing to do.
+        recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -32,6 +33,7 @@ class StageCounts:
     run_s: float = 0.0
     joules: float | None = None
     idle_joules: float = 0.0
+    recomputed: int = 0
 
 
 @dataclass(slots=True)

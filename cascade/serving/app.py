@@ -13,7 +13,9 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -24,9 +26,9 @@ from ray.serve.schema import LoggingConfig
 from cascade.assembly import Artefacts, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
+from cascade.loading import load_chain
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
-from cascade.profiling import load_network
 from cascade.serving import replicas
 from cascade.serving.address import NOWHERE, Address, Listen
 from cascade.serving.audits import Audits, has_room
@@ -43,7 +45,9 @@ from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
 from cascade.serving.telemetry import Monitor, Telemetry
+from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder
+from cascade.spec_exits import owners_of
 from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
@@ -64,6 +68,8 @@ QUIET = LoggingConfig(enable_access_log=False)
 
 COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
 """How handles choose a replica: as by default, while taking down how many there are."""
+ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
+"""The same, where a call may name the replica that it must reach."""
 
 
 MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
@@ -116,7 +122,8 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None if stage.placement == "router" else stage_deployment(ladder, index) for index, stage in enumerate(spec.stages)
+        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start)
+        for group in groups(spec)
     ]
     router = serve.deployment(
         name="router",
@@ -130,22 +137,33 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
+def groups(spec: CascadeSpec) -> list[range]:
+    """The stages by the processes in which they run: those that run together are one group."""
+    starts = [index for index, stage in enumerate(spec.stages) if stage.placement != "together"]
+    return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
+
+
 def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
-    """Bind the Serve deployment of one stage."""
-    stage = ladder.spec.stages[index]
+    """Bind the Serve deployment of one stage, and of those that run together with it."""
+    spec = ladder.spec
+    (group,) = (group for group in groups(spec) if group.start == index)
+    stage, routers = spec.stages[index], spec.router.replicas
+    calls = sum(routers * router_slots(spec.placed[each], routers, 1) for each in group)
     deployment = serve.deployment(
         name=stage.name,
-        **stage_replicas(ladder.spec, stage),
+        **stage_replicas(spec, stage),
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
-        max_ongoing_requests=2 * ladder.spec.router.replicas * router_slots(stage, ladder.spec.router.replicas, 1) + 1,
+        max_ongoing_requests=2 * calls + 1,
         ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
         logging_config=QUIET,
-        request_router_config=COUNTING,
+        request_router_config=COUNTING if len(group) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
-    )(StageReplica)
-    return deployment.bind(ladder, index)
+    )
+    if len(group) == 1:
+        return deployment(StageReplica).bind(ladder, index)
+    return deployment(TogetherReplica).bind(ladder, group)
 
 
 class RouterReplica(GrpcServicer):
@@ -156,7 +174,7 @@ class RouterReplica(GrpcServicer):
     Args:
         ladder: the ladder.
         artefacts: what it needs beside the spec, already checked.
-        handles: handle of each stage, None for one that runs here.
+        handles: handle of each group of stages, see `groups`, None for one that runs here.
         make_policy: see `application`.
         listen: where to take requests beside Serve's own way in.
     """
@@ -165,13 +183,19 @@ class RouterReplica(GrpcServicer):
         self,
         ladder: Ladder,
         artefacts: Artefacts,
-        handles: list[DeploymentHandle[StageReplica] | None],
+        handles: list[DeploymentHandle[Any] | None],
         make_policy: MakePolicy = build_policy,
         listen: Listen = NOWHERE,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
-        for index, handle in enumerate(handles):
-            stages.append(place_here(ladder, index, artefacts.profile) if handle is None else ReplicaStage(handle))
+        for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            if handle is None:
+                stages += place_here(ladder, group.start, artefacts.profile)
+            elif len(group) == 1:
+                stages.append(ReplicaStage(handle))
+            else:
+                shared = TogetherHandle(handle)
+                stages += [TogetherStage(shared, index) for index in group]
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
         self._artefacts = artefacts
@@ -209,20 +233,28 @@ class RouterReplica(GrpcServicer):
         return self._router
 
 
-def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> StageClient | InlineStage:
-    """Load a stage into this process: inside the event loop if its full batch is short, else in a thread."""
-    spec = ladder.spec.stages[index]
-    stage = load_network(ladder, spec)
-    durations = []
-    for _ in range(5):
-        started = time.perf_counter()
-        stage.warm_up(ladder.example_row(), (spec.max_batch_size,))
-        durations.append(time.perf_counter() - started)
-    full_s = min(durations)
-    if any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs):
+def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
+    """Load a stage into this process, and those that run together with it: each inside the event loop if its full batch is
+    short, else in a thread.
+
+    What one leaves for the next is arrays of this process, which nobody has to keep.
+    """
+    (group,) = (group for group in groups(ladder.spec) if group.start == index)
+    placed: list[StageClient | InlineStage] = []
+    example = ladder.example_row()
+    texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)
+    for each, stage in zip(group, load_chain(ladder, group), strict=True):
+        rows, measured = ladder.spec.stages[each].max_batch_size, profile.stages[each]
+        durations = []
+        for _ in range(5):
+            started = time.perf_counter()
+            stage.warm_up(example, (rows,))
+            durations.append(time.perf_counter() - started)
+        example = dict(stage.run(example).state or {})
         # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
-        full_s = max(full_s, profile.stages[index].a_s + profile.stages[index].b_s * spec.max_batch_size)
-    return InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage)
+        full_s = max(min(durations), measured.a_s + measured.b_s * rows if texts else 0.0)
+        placed.append(InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage))
+    return placed
 
 
 def build_router(
@@ -248,9 +280,13 @@ def build_router(
         StagePlaces(1, slots=lambda _: 1)
         if stage.placement == "router"
         else StagePlaces(
-            stage.replicas, partial(router_slots, stage, routers), 1 / routers, partial(replicas.running, stage.name)
+            stage.replicas,
+            partial(router_slots, stage, routers),
+            1 / routers,
+            partial(replicas.running, spec.stages[owner].name),
+            owner,
         )
-        for stage in spec.stages
+        for stage, owner in zip(spec.placed, owners_of(spec.stages), strict=True)
     ]
     classes = class_configs(spec, artefacts.certificate)
     judges = [stage.judge() for stage in artefacts.calibration.stages]
@@ -265,7 +301,7 @@ def build_router(
         control=Control(classes, places, artefacts.market, artefacts.certificate),
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
-    router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock)
+    router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
     names = [stage.name for stage in spec.stages]
     router.monitor = Monitor(
         names,

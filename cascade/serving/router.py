@@ -8,6 +8,7 @@ the fakes of a test.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf, isfinite
 from typing import Any
 
@@ -20,26 +21,28 @@ from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
-from cascade.policy.walk import answers_so_far
+from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
 from cascade.serving.lag import LoopLag
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.states import KeepsState, Kept, gather_states
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
 
 
 class _Message:
-    """The rows of one client message: its inputs, and the answers so far."""
+    """The rows of one client message: its inputs, what stages left of them to resume from, and the answers so far."""
 
-    __slots__ = ("answers", "done", "inputs", "missing")
+    __slots__ = ("answers", "done", "inputs", "kept", "missing")
 
     def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
         self.inputs = inputs
         self.answers: list[Answer | None] = [None] * rows
         self.missing = rows
         self.done = done
+        self.kept: list[Kept | None] | None = None  # most ladders have nothing to keep
 
 
 class Router:
@@ -76,6 +79,8 @@ class Router:
         self.policy = policy
         self._judges = tuple(judges)
         self._stages = tuple(stages)
+        self._resumes = policy.resumes
+        self._keepers = tuple(stage if isinstance(stage, KeepsState) else None for stage in stages)
         self._classes = classes
         self._margin_s = margin_s
         self._clock = clock
@@ -165,6 +170,8 @@ class Router:
             if message.missing:
                 for walk in walks:
                     self.policy.cancelled(walk)
+                for row in range(rows):
+                    self._forget(message, row)
             message.inputs = {}  # the policy's timers still hold the message until its deadline
 
     async def close(self) -> None:
@@ -219,6 +226,8 @@ class Router:
                     message.answers[row] = answer
                     if self.audits is not None:
                         self.audits.offer(answer, message.inputs, row)
+                    if message.kept is not None:
+                        self._forget(message, row)
                     message.missing -= 1
                     if not message.missing and not message.done.done():
                         message.done.set_result(message.answers)
@@ -243,7 +252,7 @@ class Router:
         stage = self._stages[batch.stage]
         if isinstance(stage, InlineStage):
             try:
-                result = stage.run_now(gather(batch))
+                result = stage.run_now(self._gather(batch))
                 commands = self._judged(batch, result)
             except Exception:
                 commands = self._failed(batch)
@@ -254,7 +263,12 @@ class Router:
 
     async def _call(self, stage: StageClient, batch: Batch) -> None:
         try:
-            commands = self._judged(batch, await stage.run(gather(batch)))
+            keeper = self._keepers[batch.stage]
+            if keeper is not None and self._resumes[batch.stage]:
+                result = await keeper.resume(self._gather(batch), partial(self._inputs_again, batch))
+            else:
+                result = await stage.run(self._gather(batch))
+            commands = self._judged(batch, result)
         except asyncio.CancelledError:
             # A call that was given up here has been dealt with; one that was cancelled on the stage's side has failed.
             if self._calls[batch].cancelling():
@@ -267,12 +281,52 @@ class Router:
         self._carry_out(commands)
         self._schedule_pump()
 
+    def _gather(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        if not self._resumes[batch.stage]:
+            return gather(batch.walks)
+        kept = [message.kept and message.kept[row] for message, row in (walk.request.tag for walk in batch.walks)]
+        # A row that was answered while its batch was on its way to here has nothing left; what is sent for it is not read.
+        some = next((each for each in kept if each is not None), None)
+        if some is None:
+            raise ValueError("every row of the batch has been answered")
+        return gather_states([each or some for each in kept])
+
+    def _inputs_again(self, batch: Batch, places: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The inputs of rows whose state is lost; see `KeepsState.resume`."""
+        live = [walk for walk in batch.walks if not walk.done]
+        if not live:
+            raise ValueError("every row of the batch has been answered")
+        return gather([batch.walks[place] if not batch.walks[place].done else live[0] for place in places])
+
+    def _keep(self, batch: Batch, state: Arrays) -> None:
+        """Hold what a batch left until its rows go on or are answered."""
+        for place, walk in enumerate(batch.walks):
+            message, row = walk.request.tag
+            if message.kept is None:
+                message.kept = [None] * len(message.answers)
+            message.kept[row] = Kept(batch.stage, state, place)
+            if walk.done:
+                self._forget(message, row)
+
+    def _forget(self, message: _Message, row: int) -> None:
+        """The row goes no further."""
+        kept = None if message.kept is None else message.kept[row]
+        if kept is None or message.kept is None:
+            return
+        message.kept[row] = None
+        keeper = self._keepers[kept.stage]
+        if keeper is not None:
+            keeper.forget(kept.state, [kept.place])
+
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
         expected = (len(batch.walks), self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
+        if result.state is not None:
+            self._keep(batch, result.state)
+        self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
@@ -291,12 +345,12 @@ def overloaded(shed: Shed) -> Overloaded:
     return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)
 
 
-def gather(batch: Batch) -> dict[str, NDArray[Any]]:
-    """One contiguous array for each input, in the order of the batch's rows.
+def gather(walks: Sequence[Walk]) -> dict[str, NDArray[Any]]:
+    """One contiguous array for each input, in the order of the rows.
 
     Rows that lie together in one message, as in a client's own batch, are not copied one by one.
     """
-    tags = [walk.request.tag for walk in batch.walks]
+    tags = [walk.request.tag for walk in walks]
     message, first = tags[0]
     if all(tag == (message, first + i) for i, tag in enumerate(tags)):
         return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}

@@ -69,6 +69,9 @@ COST = _counter("cascade_cost_units_total", "cost units", (), "cost of every sta
 BATCHES = _counter("cascade_stage_batches_total", "batches", STAGE, "batches that came back")
 STAGE_ROWS = _counter("cascade_stage_rows_total", "rows", STAGE, "rows in them")
 STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "batches that failed or were given up")
+RECOMPUTED = _counter(
+    "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
+)
 RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "time of the batches, from sending to return")
 QUEUE_SECONDS = _counter(
     "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
@@ -171,6 +174,7 @@ class Telemetry:
             self._grow(BATCHES, stage.batches, name)
             self._grow(STAGE_ROWS, stage.rows, name)
             self._grow(STAGE_FAILURES, stage.failures, name)
+            self._grow(RECOMPUTED, stage.recomputed, name)
             self._grow(RUN_SECONDS, stage.run_s, name)
             self._grow(QUEUE_SECONDS, stage.queued_s, name)
             self._grow(JOULES, stage.joules or 0.0, name)

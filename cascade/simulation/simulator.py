@@ -26,7 +26,8 @@ from cascade.policy.meter import RateMeter
 from cascade.policy.request import Request
 from cascade.policy.walk import Walk
 from cascade.simulation.clients import Clients, Mix
-from cascade.simulation.cluster import Call, Cluster, Pass
+from cascade.simulation.cluster import Cluster
+from cascade.simulation.passes import Call, Pass
 from cascade.simulation.record import REASONS, Ending, Record
 from cascade.simulation.workload import Arrivals
 

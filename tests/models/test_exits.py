@@ -1,5 +1,7 @@
 """Networks with exits: resumed in any batches they answer as in one pass."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_resumed_in_any_batches_and_order_a_network_answers_as_in_one_pass(
         for index, cuts in enumerate((first_cuts, second_cuts, first_cuts)):
             bounds = sorted({0, 9, *cuts})
             parts = []
-            for start, stop in zip(bounds, bounds[1:], strict=False):
+            for start, stop in pairwise(bounds):
                 after, logits = network.segment(index, rows_of(state, slice(start, stop)))
                 got[places[start:stop], index] = logits
                 parts.append(after)

@@ -63,6 +63,7 @@ def counted(scale: int = 1) -> Counts:
             0.25 * scale,
             8.0 * scale,
             2.0 * scale,
+            3 * scale,
         )
         for _ in range(2)
     )
