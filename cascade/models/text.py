@@ -112,10 +112,12 @@ class LayerAdapter(nn.Module):
     Args:
         shape: of the encoder.
         rank: of each change.
+        dropout: share of what attention and the linear maps add to the features that training drops, as BERT's own does.
     """
 
-    def __init__(self, shape: BertShape, rank: int) -> None:
+    def __init__(self, shape: BertShape, rank: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         width, inner = shape.width, shape.inner
         self.query = LowRank(width, width, rank)
         self.value = LowRank(width, width, rank)
@@ -140,9 +142,9 @@ class LayerAdapter(nn.Module):
         own = None if mask is None else ~mask[:, None, None, :]
         queries, keys, values = per_head
         seen = F.scaled_dot_product_attention(queries, keys, values, own).transpose(1, 2).flatten(2)
-        features = layer.norm1(features + attention.out_proj(seen))
+        features = layer.norm1(features + self.dropout(attention.out_proj(seen)))
         inner = F.gelu(layer.linear1(features) + self.inner(features))
-        changed: Tensor = layer.norm2(features + layer.linear2(inner) + self.outer(inner))
+        changed: Tensor = layer.norm2(features + self.dropout(layer.linear2(inner) + self.outer(inner)))
         return changed
 
     def weights(self, layer: nn.TransformerEncoderLayer) -> dict[str, Tensor]:
@@ -171,7 +173,7 @@ class TextExits(ExitNetwork):
         classes: width of the logits.
         rank: of the changes of each layer; 0 to train the encoder itself.
         words_rank: of the change of the words' embedding.
-        dropout: share of the features behind the embedding and before the heads that training drops.
+        dropout: share of the features that training drops behind the embedding, in the adapted layers, and before the heads.
         tokenizer: cuts texts; None for a network that is given tokens.
 
     Raises:
@@ -199,7 +201,7 @@ class TextExits(ExitNetwork):
         self.layers = nn.ModuleList(encoder_layer(shape) for _ in range(exits[-1]))
         if rank or words_rank:
             self.requires_grad_(False)
-        self.adapters = nn.ModuleList(LayerAdapter(shape, rank) for _ in self.layers if rank)
+        self.adapters = nn.ModuleList(LayerAdapter(shape, rank, dropout) for _ in self.layers if rank)
         self.words = LowRank(shape.vocabulary, shape.width, words_rank) if words_rank else None
         self.heads = nn.ModuleList(nn.Linear(2 * shape.width, classes) for _ in exits)
         self.dropout = nn.Dropout(dropout)
