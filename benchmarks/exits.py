@@ -1,7 +1,7 @@
 """A network with exits that resume against the same exits as separate models: rows a second, and CPU a row, in one run.
 
     python -m benchmarks.exits                 # a network trained on the spot, minutes; in one process and served
-    python -m benchmarks.exits --spec FILE     # a ladder of exits of your own
+    python -m benchmarks.exits --spec FILE     # a ladder of exits of your own, or where to keep the one that is trained
     python -m benchmarks.exits --only loop     # without a server
 
 Both sides have the same network, weights, rows and exit decisions. What differs is whether an exit goes on from where the
@@ -10,12 +10,13 @@ one before stopped, or begins at the pixels.
 
 import copy
 import json
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import executable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks.ladders import DEADLINE_S, messages
+from benchmarks.ladders import DEADLINE_S, MANY, messages
 from benchmarks.measure import Given, Load, Point, check, measure
 from benchmarks.systems import System
 from cascade.calibration.artefact import Calibration
@@ -51,8 +52,9 @@ FACTORY = "cascade.models.exit_networks:ResidualExits"
 BATCH = 32
 TRAIN_SHARE = 0.6
 """Of the shipped calibration rows; the others calibrate."""
-EPOCHS = 4
-GAIN_PER_TOP = 0.01
+EPOCHS = 12
+ROWS_OF_STEP = 64
+GAIN_PER_TOP = 0.003
 """What running a row through the whole network must promise: the price of its cost."""
 
 Decisions = NDArray[np.intp]
@@ -73,24 +75,29 @@ def train(images: NDArray[np.uint8], labels: NDArray[np.int64], epochs: int) -> 
     """
     torch.manual_seed(0)
     network = ResidualExits()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    steps = epochs * -(-len(images) // ROWS_OF_STEP)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps)
     pixels, truth = torch.from_numpy(images), torch.from_numpy(labels)
     order = torch.Generator().manual_seed(0)
     with progress_bar() as bar:
         task = bar.add_task(f"training on {len(pixels):,} rows", total=epochs * len(pixels))
         for _ in range(epochs):
-            for rows in torch.randperm(len(pixels), generator=order).split(64):
+            for rows in torch.randperm(len(pixels), generator=order).split(ROWS_OF_STEP):
                 logits = network.train()(pixels[rows])
                 loss = sum(F.cross_entropy(logits[:, exit_], truth[rows]) for exit_ in range(network.exits))
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[union-attr]  # of at least one exit
                 optimiser.step()
+                schedule.step()
                 bar.advance(task, len(rows))
     return network.eval()
 
 
-def write_ladder(folder: Path, epochs: int) -> Path:
-    """Train the network, and write a ladder of its exits that run together; returns the path of its spec."""
+def write_ladder(path: Path, epochs: int) -> None:
+    """Train the network, and write a ladder of its exits that run together; ``path`` is that of its spec."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
     shipped = Ladder.read(SHIPPED)
     inputs, labels = read_rows(shipped, shipped.path(shipped.spec.data.calibration))
     test, test_labels = read_rows(shipped, shipped.path(shipped.spec.data.test))
@@ -118,9 +125,7 @@ def write_ladder(folder: Path, epochs: int) -> Path:
         "price_per_cost": GAIN_PER_TOP / upto[-1],
         "stages": stages,
     }
-    path = folder / "cascade.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    return path
 
 
 def variants(spec: Path, folder: Path) -> dict[str, Ladder]:
@@ -216,7 +221,8 @@ def resuming(stages: Sequence[TorchStage], *, keep: bool) -> Run:
                 rows = going[start : start + BATCH]
                 inputs: Any = {"image": images[rows]}
                 if index and keep:
-                    inputs, _ = store.take(np.array([slots.pop(row) for row in rows.tolist()]))
+                    inputs, places = store.take(np.array([slots.pop(row) for row in rows.tolist()]))
+                    rows = rows[places]
                 elif index:
                     inputs = gather_states([slots.pop(row) for row in rows.tolist()])
                 result = stage.run(inputs, keep=keep)
@@ -282,8 +288,11 @@ def loops(ladders: dict[str, Ladder], images: NDArray[Any], exits: Decisions, ro
 def served(
     ladders: dict[str, Ladder], images: NDArray[Any], rounds: int, seconds: float, connections: int
 ) -> dict[str, Any]:
-    """Rows a second and CPU of every process of a server of each ladder, one server at a time in alternating rounds."""
-    requests = messages(next(iter(ladders.values())), images)["protocol"]
+    """Rows a second and CPU of every process of a server of each ladder, one server at a time in alternating rounds.
+
+    Requests hold many rows: taking a request of one row costs several times what these networks do.
+    """
+    requests = messages(next(iter(ladders.values())), images)["many"]
     stages = [stage.name for stage in next(iter(ladders.values())).spec.stages]
     points: dict[str, list[Point]] = {name: [] for name in ladders}
     answers: dict[str, list[Given | None]] = {}
@@ -293,12 +302,12 @@ def served(
             for name, ladder in list(ladders.items())[:: 1 if number % 2 == 0 else -1]:
                 port = free_port()
                 spec = ladder.root / "cascade.yaml"
-                command = [executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(port)]
+                command = [sys.executable, "-m", "cascade.cli", "serve", str(spec), "--port", str(port)]
                 system = System(command, port, Path(logs) / f"{name}.log")
                 try:
                     system.wait_for_answer(requests[0])
                     answers.setdefault(name, check(system, requests, stages))
-                    load = Load(name, connections=connections)
+                    load = Load(name, connections=connections, rows=MANY)
                     points[name].append(
                         measure(system, requests, answers[name], stages, load, warm_s=3.0, seconds=seconds, seed=number)
                     )
@@ -308,11 +317,11 @@ def served(
     reference = answers["separate"]
     return {
         name: {
-            "rows_per_s": [point.throughput for point in each],
-            "cpu_ms": [point.cpu_ms for point in each],
+            "rows_per_s": [MANY * point.throughput for point in each],
+            "cpu_ms": [point.cpu_ms / MANY for point in each],
             "p50_ms": [point.p50_ms for point in each],
             "other_share": [point.other_share for point in each],
-            "cpu_ms_by_process": each[-1].cpu_ms_by_process,
+            "cpu_ms_by_process": {kind: ms / MANY for kind, ms in each[-1].cpu_ms_by_process.items()},
             "alike": float(np.mean([a == b for a, b in zip(answers[name], reference, strict=True)])),
             "wrong": sum(point.wrong for point in each),
         }
@@ -344,22 +353,26 @@ def _show(title: str, found: dict[str, Any], reference: str) -> None:
 
 def main(
     spec: Annotated[
-        Path | None, typer.Option(help="A ladder of exits over the input `image`; default: one trained here.")
+        Path | None,
+        typer.Option(help="A ladder of exits over `image`; trained and written there if there is none. Default: not kept."),
     ] = None,
     rows: Annotated[int, typer.Option(help="Test rows.")] = 2000,
-    rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds of each comparison; of servers half as many, at least one.")] = 6,
     seconds: Annotated[float, typer.Option(help="Window of a server under load.")] = 8.0,
-    connections: Annotated[int, typer.Option(help="Of the closed loop that loads a server.")] = 64,
+    connections: Annotated[int, typer.Option(help="Of the closed loop that loads a server.")] = 8,
     epochs: Annotated[int, typer.Option(help="Of the training, without --spec.")] = EPOCHS,
     only: Annotated[Literal["loop", "served"] | None, typer.Option(help="One of the comparisons.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write all that was measured, as JSON.")] = None,
 ) -> None:
     """Compare exits that resume with the same exits as separate models."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server that runs is stopped
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        (folder / "ladder").mkdir()
-        ladders = variants(spec or write_ladder(folder / "ladder", epochs), folder)
+        path = spec or folder / "ladder" / "cascade.yaml"
+        if not path.exists():
+            write_ladder(path, epochs)
+        ladders = variants(path, folder)
         judged = calibrate(ladders)
         first = ladders["together"]
         inputs, _ = read_rows(first, first.path(first.spec.data.test))
@@ -376,8 +389,8 @@ def main(
             document["loop"] = loops(ladders, images, exits, rounds)
             _show(f"one process, one thread, batches of {BATCH}", document["loop"], "separate models")
         if only != "loop":
-            document["served"] = served(ladders, images, max(2, rounds // 2), seconds, connections)
-            _show(f"served, {connections} connections", document["served"], "separate")
+            document["served"] = served(ladders, images, max(1, rounds // 2), seconds, connections)
+            _show(f"served, {connections} connections, {MANY} rows a request", document["served"], "separate")
     if out is not None:
         out.write_text(json.dumps(document, indent=1), encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/halting.py [--rule ponder|act] [--seeds 3] [--epochs 20] [--threads 1] [--out FILE]
 
-Trains `cascade.models.networks.pondering_images` on the 5,000 calibration rows of the Fashion-MNIST ladder, which trained no
-network of that ladder, and runs it over the 10,000 test rows at every pressure: what a router's surcharge would be. Fixed
+Trains `cascade.models.halting_networks.pondering_images` on the 5,000 calibration rows of the Fashion-MNIST ladder, which
+trained no network of that ladder, and runs it over the 10,000 test rows at every pressure: what a surcharge would be. Fixed
 depths are the same network, stopped at the same step for every row and answering as it would there. Rows a second are those
 of one process, batches of 64, the median of three passes over the first 2,000 test rows; they mean something beside one
 another only. Fails if the mean depth ever rises with the pressure.
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cascade.models.halting import PonderNetwork
 from cascade.models.halting_losses import ActLoss, PonderLoss, act_weights
-from cascade.models.networks import pondering_images
+from cascade.models.halting_networks import pondering_images
 from cascade.models.training import TensorRows, seeded, train
 from cascade.models.training_options import TrainingOptions
 
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--steps", type=int, default=6, help="most steps of a row")
     parser.add_argument("--prior", type=float, default=0.3, help="ponder: lambda of the geometric prior")
-    parser.add_argument("--beta", type=float, default=0.01, help="ponder: weight of the divergence from it")
+    parser.add_argument("--beta", type=float, default=0.1, help="ponder: weight of the divergence from it")
     parser.add_argument("--ponder-cost", type=float, default=0.01, help="act: cost of a step")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, help="everything that was measured, as JSON")

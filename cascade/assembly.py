@@ -9,8 +9,11 @@ from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import Certificate
 from cascade.calibration.judging import judge_table, market_of
 from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.watching import fit_product
 from cascade.errors import ConfigError
+from cascade.policy.anytime import Product, Rule, best_so_far, plain, steady
 from cascade.policy.classes import ClassConfig
+from cascade.policy.gain import Curve
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
 from cascade.spec import CascadeSpec, Ladder, StageSpec
@@ -60,12 +63,14 @@ class Artefacts:
         profile: how long batches take.
         certificate: what may be lost at which prices; None if there is none.
         market: demand by price; None without the outcome table that it is made of, and then prices never change.
+        product: how sure products of answers are, where clients are shown such; see `fit_product`.
     """
 
     calibration: Calibration
     profile: ServiceProfile
     certificate: Certificate | None
     market: Market | None
+    product: tuple[Curve, ...] | None = None
 
     @classmethod
     def read(cls, ladder: Ladder) -> "Artefacts":
@@ -78,11 +83,34 @@ class Artefacts:
         calibration, profile = read_artefacts(ladder)
         certificate = read_certificate(ladder, calibration)
         class_configs(ladder.spec, certificate)  # a floor that nothing certifies is found out here, not in a replica
-        market = None
+        market = product = None
+        wants_product = ladder.spec.anytime.answers == "product"
         if ladder.table_path.is_file():
-            judged = judge_table(OutcomeTable.read(ladder.table_path), calibration)
+            table = OutcomeTable.read(ladder.table_path)
+            judged = judge_table(table, calibration)
             market = market_of(judged, ladder.spec.base_prices, pools=owners_of(ladder.spec.stages))
-        return cls(calibration, profile, certificate, market)
+            if wants_product:
+                product = fit_product(table, judged.exits(ladder.spec.base_prices))
+        elif wants_product:
+            raise ConfigError(
+                f"anytime.answers product: how sure products are is fitted on {ladder.table_path}, which is not there; run "
+                "`cascade profile`"
+            )
+        return cls(calibration, profile, certificate, market, product)
+
+
+def anytime_rule(spec: CascadeSpec, artefacts: Artefacts) -> Rule:
+    """What clients that watch are shown of a row as its answers come."""
+    match spec.anytime.answers:
+        case "plain":
+            return plain
+        case "product":
+            assert artefacts.product is not None, "read with the ladder"
+            return Product(artefacts.product)
+        case "best_so_far":
+            return best_so_far
+        case "steady":
+            return steady
 
 
 def class_configs(spec: CascadeSpec, certificate: Certificate | None) -> list[ClassConfig]:
@@ -156,6 +184,7 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 timeout_floor_s=stage.timeout_floor_s,
                 hop_s=0.0 if stage.placement == "router" else HOP_S,
                 resumes=stage.resumes,
+                thinks=stage.execution.thinks,
             )
         )
     return configs

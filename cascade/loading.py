@@ -15,7 +15,9 @@ from cascade.errors import ConfigError, SpecError
 from cascade.models.device import CudaDevice, Device
 from cascade.models.energy import EnergyMeter, nvml_meter
 from cascade.models.exits import ExitNetwork, Segment
+from cascade.models.halting import Thinks
 from cascade.models.stage import Arrays, Execution, TorchStage, load_weights
+from cascade.models.thinking import ThinkingStage
 from cascade.spec import Ladder, StageSpec
 from cascade.spec_exits import chain_of, leaves_state
 
@@ -124,7 +126,12 @@ def _stage(
             network = Segment(network, stage.model.exit, after=after, takes=names, leaves=leaves_state(stages, index))
         except ValueError as error:
             raise SpecError(f"stages.{stage.name}.model.exit: {error}") from error
-    return TorchStage(
+    if stage.execution.thinks and not isinstance(network, Thinks):
+        raise SpecError(
+            f"stages.{stage.name}.execution.thinks needs a network that chooses its depth, with a method `think` as in "
+            f"cascade.models.halting; the factory returns {type(network).__name__}"
+        )
+    return (ThinkingStage if stage.execution.thinks else TorchStage)(
         network,
         names,
         precision=stage.precision,

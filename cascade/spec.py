@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
+from cascade.spec_errors import describe_errors
 from cascade.spec_exits import FROM_OWNER, check_exits, costs_alone, owner_of
 from cascade.spec_sections import (
     AdmissionSpec,
+    Amount,
+    AnytimeSpec,
     AutoscalingSpec,
     DataSpec,
     DeadlineSpec,
@@ -26,6 +29,7 @@ from cascade.spec_sections import (
     LimitsSpec,
     Name,
     Part,
+    ResourceName,
     RouterSpec,
     Seconds,
     TensorField,
@@ -101,6 +105,9 @@ class StageSpec(Part):
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPU that Ray reserves for a replica, which runs on the CPU if this is 0. Fractions share a device: a replica may
     allocate that share of its memory. Not with placement router."""
+    resources: dict[ResourceName, Amount] = Field(default={})
+    """Custom Ray resources that are reserved for a replica, which pins it to the nodes that have them: 0.001 to pin and no
+    more, a larger amount to bound the replicas of a node. Not with placement router."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Torch threads of a replica."""
     nice: Annotated[int, Field(ge=0, le=19)] = 0
@@ -127,6 +134,8 @@ class StageSpec(Part):
     def _execution_fits(self) -> Self:
         if self.num_gpus and self.placement == "router":
             raise ValueError("num_gpus does not go with placement router: routers reserve no GPU")
+        if self.resources and self.placement == "router":
+            raise ValueError("resources does not go with placement router: give them to router.resources")
         if self.execution.cast_weights and self.precision == "float32":
             raise ValueError("execution.cast_weights needs a precision other than float32")
         buckets = self.execution.buckets
@@ -176,6 +185,8 @@ class CascadeSpec(Part):
     """Sizes."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
+    anytime: AnytimeSpec = AnytimeSpec()
+    """What is shown of an answer while it gets better."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     """How replicas follow the load."""
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -224,6 +235,8 @@ class CascadeSpec(Part):
                 )
             if dearer.placement == "router":
                 raise ValueError(f"stages: only the cheapest stage may have placement router, not {dearer.name!r}")
+        if self.stages[0].execution.thinks:
+            raise ValueError(f"stages: execution.thinks needs a price, which the first stage, {names[0]!r}, has not")
         tensors = [tensor.name for tensor in self.inputs]
         if len(set(tensors)) < len(tensors):
             raise ValueError("inputs: two tensors have the same name")
@@ -358,20 +371,6 @@ def parse_spec(document: dict[str, Any], source: str = "spec") -> CascadeSpec:
         return CascadeSpec.model_validate(document)
     except ValidationError as error:
         raise SpecError(f"{source}: " + "\n".join(describe_errors(error))) from error
-
-
-def describe_errors(error: ValidationError) -> list[str]:
-    """One line for each wrong field: where it is, what is allowed, what came."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "the whole file"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown field"
-        value = item.get("input")
-        shown = "" if item["type"] == "missing" or isinstance(value, dict) else f" (got {value!r})"
-        lines.append(f"{where}: {message}{shown}")
-    return lines
 
 
 def json_schema() -> dict[str, Any]:

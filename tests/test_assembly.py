@@ -1,13 +1,15 @@
 """From a spec and its certificate to the policy's classes, and what is refused on the way."""
 
 import pytest
+import yaml
 from ladders import fake_ladder
 
-from cascade.assembly import build_policy, class_configs, read_certificate
+from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, read_certificate
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import digest_of
 from cascade.calibration.certify import certify
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.policy.anytime import Product, best_so_far, plain, steady
 from cascade.spec import Ladder
 from tests.calibration.judged_cases import difficulty_ladder
 from tests.test_spec import ROOT
@@ -80,3 +82,21 @@ def test_a_certificate_is_read_where_there_is_one_and_only_with_its_own_calibrat
     other = calibration.model_copy(update={"prices": tuple(2 * p for p in calibration.prices)})
     with pytest.raises(CalibrationMismatch, match="cascade certify"):
         read_certificate(ladder, other)
+
+
+@pytest.mark.parametrize(("answers", "rule"), [("steady", steady), ("best_so_far", best_so_far), ("plain", plain)])
+def test_what_clients_that_watch_are_shown_is_the_specs_choice(answers, rule):
+    chosen = fake_ladder(3, anytime={"answers": answers}).spec
+    assert anytime_rule(chosen, Artefacts(None, None, None, None)) is rule
+
+
+def test_products_are_calibrated_on_the_calibration_rows(calibrated_copy):
+    document = yaml.safe_load(calibrated_copy.read_text())
+    calibrated_copy.write_text(yaml.safe_dump(document | {"anytime": {"answers": "product"}}))
+    ladder = Ladder.read(calibrated_copy)
+    artefacts = Artefacts.read(ladder)
+    assert len(artefacts.product) == 3
+    assert isinstance(anytime_rule(ladder.spec, artefacts), Product)
+    ladder.table_path.unlink()
+    with pytest.raises(ConfigError, match=r"anytime\.answers product: .*outcomes\.npz.*`cascade profile`"):
+        Artefacts.read(ladder)

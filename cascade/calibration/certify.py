@@ -45,7 +45,7 @@ def certify(
     """Bound what is lost against the whole ladder, along a path of prices and at the cheapest of many settings.
 
     The loss of a row is 1[whole ladder right, served answer wrong]; its mean is the risk, and at least the accuracy
-    lost. Tests are exact binomial ones in a fixed order, bounds are Clopper-Pearson; see `Certificate` for the six
+    lost. Tests are exact binomial ones in a fixed order, bounds are Clopper-Pearson; see `Certificate` for the seven
     statements that come of them and what they rest on. Every statement has its own confidence; to rely on several at
     once, add up their deltas.
 
@@ -80,8 +80,10 @@ def certify(
     losing = np.array([walked.losses for walked in walks])
     along = losing[: len(points)]
     counts = along.sum(axis=1)
-    covering = covering_losses(judged)[np.arange(rows), [walked.exits for walked in walks[: len(points)]]].sum(axis=1)
+    covers, exits = covering_losses(judged), np.array([walked.exits for walked in walks[: len(points)]])
+    covering = covers[np.arange(rows), exits].sum(axis=1)
     bounds, bounds_below = simultaneous_bounds(rows, counts, delta), simultaneous_bounds(rows, covering, delta)
+    stopping = _stopping(covers, exits, bounds_below, delta)
     certified = fixed_sequence(binomial_p(rows, counts, max_loss), delta)
     capped = fixed_sequence(binomial_p(rows, covering, max_loss), delta)
     chosen = certified - 1 if certified else None
@@ -107,6 +109,7 @@ def certify(
                 bound=float(bounds[index]),
                 bound_below=float(bounds_below[index]),
                 certified=index < certified,
+                bounds_stopping=tuple(stopping[index].tolist()),
             )
             for index, prices in enumerate(points)
         ),
@@ -145,6 +148,18 @@ def _step(judged: JudgedTable, prices: Floats, done: int, total: int, progress: 
     if progress is not None:
         progress(done, total, "walk rows")
     return judged.walk(prices)
+
+
+def _stopping(covers: NDArray[np.bool_], exits: NDArray[np.intp], bounds_below: Floats, delta: float) -> Floats:
+    """Bounds where rows stop at each stage at the latest, [G, S]; see `Certificate`, statement 7."""
+    rows, stages = covers.shape
+    if stages == 1:
+        return bounds_below[:, None]
+    between = [covers[np.arange(rows), np.minimum(exits, stage)].sum(axis=1) for stage in range(1, stages - 1)]
+    bounds = [np.full_like(bounds_below, bounds_below[-1])]
+    if between:
+        bounds += list(simultaneous_bounds(rows, np.array(between).ravel(), delta).reshape(len(between), -1))
+    return np.column_stack([*bounds, bounds_below])
 
 
 def _pareto(

@@ -3,7 +3,7 @@
 Runs no model; knows nothing of prices or load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cascade.calibration.judged import JudgedTable
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import log_probabilities
 from cascade.errors import CalibrationMismatch, TableError
-from cascade.policy.gain import Earlier, LogisticGain
+from cascade.policy.gain import Earlier, Judgement, LogisticGain
 from cascade.policy.market import Market
 
 CHUNK_VALUES = 1 << 20
@@ -35,6 +35,37 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
         CalibrationMismatch: the table has other stages.
         TableError: the calibration reads probabilities that the table lacks.
     """
+    names = table.stages
+    right = np.column_stack([table.correct(name) for name in names])
+    served = right.copy()
+    shape = right.shape
+    p_correct = np.empty(shape)
+    gains = np.zeros((*shape, len(names)), order="F")  # walks read whole columns
+    for rows, index, judgement in judgements(table, calibration):
+        p_correct[rows, index] = judgement.p_correct
+        gains[rows, index, index + 1 :] = judgement.gains
+        if judgement.recalled is not None:
+            served[rows, index] = np.where(judgement.recalled, served[rows, index - 1], right[rows, index])
+        elif calibration.stages[index].history_weight:
+            served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
+    resumes = table.resumes if table.resumes.any() else None
+    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, resumes)
+
+
+def judgements(table: OutcomeTable, calibration: Calibration) -> Iterator[tuple[slice, int, Judgement]]:
+    """What the stages make of a table's rows, some at a time: each row at every stage in turn, as if none stopped.
+
+    Args:
+        table: see `judge_table`.
+        calibration: see `judge_table`.
+
+    Yields:
+        Rows, index of the stage, and its judgement of them; the stages of some rows before the next rows.
+
+    Raises:
+        CalibrationMismatch: see `judge_table`.
+        TableError: see `judge_table`.
+    """
     names = tuple(stage.name for stage in calibration.stages)
     if names != table.stages:
         raise CalibrationMismatch(
@@ -45,11 +76,6 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
         learned = any(isinstance(gain, LogisticGain) for gain in judge.gains)
         if (judge.history_weight or learned) and not table.has_probs(name):
             raise TableError(f"the calibration of stage {stage.name!r} reads probabilities; the table lacks probs/{name}")
-    right = np.column_stack([table.correct(name) for name in names])
-    served = right.copy()
-    shape = right.shape
-    p_correct = np.empty(shape)
-    gains = np.zeros((*shape, len(names)), order="F")  # walks read whole columns
     chunk = max(1, CHUNK_VALUES // (table.classes or 1))
     for start in range(0, table.rows, chunk):
         rows = slice(start, min(start + chunk, table.rows))
@@ -61,15 +87,8 @@ def judge_table(table: OutcomeTable, calibration: Calibration) -> JudgedTable:
                 score = table.score(name)[rows]
                 unknown = np.full((len(score), table.classes or 0), 1.0 / (table.classes or 1))
                 judgement = judge.read(unknown, score, earlier)
-            p_correct[rows, index] = judgement.p_correct
-            gains[rows, index, index + 1 :] = judgement.gains
-            if judgement.recalled is not None:
-                served[rows, index] = np.where(judgement.recalled, served[rows, index - 1], right[rows, index])
-            elif judge.history_weight:
-                served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
+            yield rows, index, judgement
             earlier = Earlier(judgement.probabilities, judgement.p_correct)
-    resumes = table.resumes if table.resumes.any() else None
-    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, resumes)
 
 
 def fitted_on_these(calibration: Calibration, digest: str, split: str | None, rows: OutcomeTable) -> bool:

@@ -12,7 +12,8 @@ from cascade.cli.outputs import say_written
 from cascade.errors import ConfigError
 from cascade.models.training_options import TrainingOptions
 from cascade.rows import read_unspecified_rows
-from cascade.spec import ModelRef, describe_errors
+from cascade.spec import ModelRef
+from cascade.spec_errors import describe_errors
 
 if TYPE_CHECKING:  # torch takes a second to import, which a call for help need not wait for
     from cascade.models.checkpoints import TrainingRecord

@@ -193,4 +193,7 @@ def rows_of(state: State, rows: Tensor | slice) -> State:
         state: each entry [rows, ...].
         rows: a slice, which gives views, or indices [n], which copy.
     """
-    return {name: array[rows] for name, array in state.items()}
+    if isinstance(rows, slice):
+        return {name: array[rows] for name, array in state.items()}
+    # Indexing with a tensor goes element by element on a CPU; this copies a row at a time.
+    return {name: array.index_select(0, rows.to(array.device)) for name, array in state.items()}

@@ -5,7 +5,7 @@ is expected to say so. What nobody asks for is dropped when it is old, or when t
 from its inputs, so that losing a state costs time and never an answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from cascade.models.exits import State, joined, rows_of
 ROWS_OF_BLOCK = 1 << 20
 """More than a batch has: a slot is the number of its block times this, plus the row's place in it."""
 SHRINK_BELOW = 0.5
-"""A block of which less than this share is still wanted is copied, so that what is not may be freed."""
+"""Where memory runs short, a block of which less than this share is wanted is copied, so that the rest may be freed."""
+SHORT = 0.5
+"""Memory runs short when more than this share of it is taken. Below that, copying would only cost time."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,9 @@ class KeptStates:
         block = _Block(state, {row: row for row in range(rows)}, now)
         self._blocks[self._last] = block
         self._bytes += block.bytes
+        if self._bytes > SHORT * self._max_bytes:
+            for each in self._blocks.values():
+                self._shrink(each)
         for number, oldest in list(self._blocks.items()):
             if self._bytes <= self._max_bytes and now - oldest.at_s <= self._max_age_s:
                 break
@@ -96,36 +101,31 @@ class KeptStates:
             self._remove(number)
         return self._last * ROWS_OF_BLOCK + np.arange(rows, dtype=np.int64)
 
-    def take(self, slots: NDArray[np.int64]) -> tuple[State | None, NDArray[np.bool_]]:
+    def take(self, slots: NDArray[np.int64]) -> tuple[State | None, NDArray[np.intp]]:
         """Hand out states, and keep them no longer.
 
         Args:
             slots: [n] of the rows that are asked for.
 
         Returns:
-            The state of those that are there, in the order asked for and padded to the longest, None if none is; and which
-            ones these are, [n].
+            The state of those that are there, padded to the longest, None if none is; and of each of its rows the place in
+            ``slots``. Rows that were kept together stand together: another order would cost another copy.
         """
-        found = np.zeros(len(slots), dtype=np.bool_)
         asked: dict[int, tuple[list[int], list[int]]] = {}
         for target, slot in enumerate(slots.tolist()):
             number, row = divmod(slot, ROWS_OF_BLOCK)
             block = self._blocks.get(number)
             place = None if block is None else block.places.get(row)
             if place is not None:
-                found[target] = True
                 places, targets = asked.setdefault(number, ([], []))
                 places.append(place)
                 targets.append(target)
+        found = np.array([target for _, targets in asked.values() for target in targets], dtype=np.intp)
         if not asked:
             return None, found
-        parts = [rows_of(self._blocks[number].state, _index(places)) for number, (places, _) in asked.items()]
-        order = np.argsort([target for _, targets in asked.values() for target in targets])
-        state = joined(parts)
-        if (np.diff(order) != 1).any():
-            state = rows_of(state, torch.from_numpy(order))
+        parts = [rows_of(self._blocks[number].state, torch.tensor(places)) for number, (places, _) in asked.items()]
         self.free(slots[found])
-        return state, found
+        return joined(parts), found
 
     def free(self, slots: NDArray[np.int64]) -> None:
         """These are not wanted any more; those that are not there are passed over."""
@@ -136,18 +136,16 @@ class KeptStates:
             if block is not None and block.places.pop(row, None) is not None:
                 touched.add(number)
         for number in touched:
-            block = self._blocks[number]
-            if not block.places:
+            if not self._blocks[number].places:
                 self._remove(number)
-            elif len(block.places) < SHRINK_BELOW * block.rows:
-                self._bytes -= block.bytes
-                block.state = rows_of(block.state, _index(list(block.places.values())))
-                block.places = {row: place for place, row in enumerate(block.places)}
-                self._bytes += block.bytes
+
+    def _shrink(self, block: _Block) -> None:
+        """Let go of the rows of a block that nobody wants, if they are most of it."""
+        if len(block.places) < SHRINK_BELOW * block.rows:
+            self._bytes -= block.bytes
+            block.state = rows_of(block.state, torch.tensor(list(block.places.values())))
+            block.places = {row: place for place, row in enumerate(block.places)}
+            self._bytes += block.bytes
 
     def _remove(self, number: int) -> None:
         self._bytes -= self._blocks.pop(number).bytes
-
-
-def _index(places: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(places, dtype=torch.int64)

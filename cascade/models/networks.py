@@ -1,4 +1,4 @@
-"""Networks over images: those of the shipped ladder, from a pooled linear model to a wide residual net; one that ponders.
+"""The networks of the shipped image ladder: plain modules, from a pooled linear model to a wide residual net.
 
 Each takes ``uint8 [n, height, width]`` greyscale pixels and returns ``float [n, classes]`` logits in the dtype of its
 weights; normalisation happens inside, so that a client sends pixels and nothing else. Knows torch only: not where
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from cascade.models.halting import PonderNetwork, Rule
 
 # Mean and standard deviation of all pixels of the Fashion-MNIST training images, in units of 0..255.
 PIXEL_MEAN = 72.94
@@ -187,96 +185,3 @@ class ResidualNet(nn.Module):
         features = self.blocks(self.stem(normalise(image, self.stem.weight.dtype)))
         logits: Tensor = self.head(F.relu(self.norm(features)).mean((2, 3)))
         return logits
-
-
-class ShrinkingStem(nn.Module):
-    """A convolution whose stride is its kernel's side, so that each patch of the image becomes one place of the map.
-
-    Args:
-        channels: of the map.
-        patch: side of a patch, pixels.
-    """
-
-    def __init__(self, channels: int, patch: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, channels, patch, patch)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Features [n, channels, height / patch, width / patch] of uint8 [n, height, width]."""
-        features: Tensor = self.conv(normalise(image, self.conv.weight.dtype))
-        return features
-
-
-class TiedBlock(nn.Module):
-    """Two 3x3 convolutions around which the input is carried, to be run again and again.
-
-    Normalised in groups of channels of each row alone: the statistics of batch normalisation would differ from step to step,
-    while the weights are the same.
-
-    Args:
-        channels: of the features; a multiple of ``groups``.
-        groups: of channels that are normalised together.
-    """
-
-    def __init__(self, channels: int, groups: int = 4) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features of the same shape."""
-        change: Tensor = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(features))))))
-        return features + change
-
-
-class PooledHead(nn.Module):
-    """A linear layer on the mean of a map.
-
-    Args:
-        channels: of the map.
-        outputs: of the layer.
-    """
-
-    def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
-        self.linear = nn.Linear(channels, outputs)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[n, outputs] of [n, channels, height, width]."""
-        outputs: Tensor = self.linear(F.relu(self.norm(features)).mean((2, 3)))
-        return outputs
-
-
-def pondering_images(
-    channels: int = 32,
-    steps: int = 6,
-    patch: int = 4,
-    classes: int = 10,
-    rule: Rule = "ponder",
-    epsilon: float = 0.01,
-    scale: float = 1.0,
-) -> PonderNetwork:
-    """A small network over images uint8 [n, height, width] that thinks about each for as long as it needs.
-
-    Args:
-        channels: of the features.
-        steps: most steps of a row.
-        patch: side of the patches that the stem turns the image into, pixels.
-        classes: number of logits.
-        rule: see `PonderNetwork`.
-        epsilon: see `PonderNetwork`.
-        scale: see `PonderNetwork`.
-    """
-    return PonderNetwork(
-        ShrinkingStem(channels, patch),
-        TiedBlock(channels),
-        PooledHead(channels, 1),
-        PooledHead(channels, classes),
-        steps=steps,
-        rule=rule,
-        epsilon=epsilon,
-        scale=scale,
-    )

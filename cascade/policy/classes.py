@@ -89,6 +89,11 @@ class Classes:
         """Whether a row of this value is within its class's floor before ``stage``."""
         return value > self._caps[min(priority - 1, self._last)][stage]
 
+    def pressure(self, priority: int, surcharge: float) -> float:
+        """What a surcharge takes off the thinking of a row of a class, at most 1; see `Tariff.pressure`."""
+        place = min(priority - 1, self._last)
+        return 0.0 if self._caps[place][0] < inf else min(1.0, surcharge / self._weights[place])
+
     def key(self, priority: int, stage: int, value: float, base_price: float, price: float) -> float | None:
         """Where a row stands in the queue of ``stage``: a larger key is served first; None if the price stops it.
 

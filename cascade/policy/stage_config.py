@@ -17,6 +17,7 @@ class StageConfig:
         timeout_floor_s: a batch is never given up before this.
         hop_s: seconds to a replica and back, until they are learned.
         resumes: whether it goes on from what the stage before left, see `cascade.policy.chains`.
+        thinks: whether its network takes the surcharge and thinks the less for it, see `Tariff.pressure`.
     """
 
     slots: int
@@ -28,3 +29,4 @@ class StageConfig:
     timeout_floor_s: float = 1.0
     hop_s: float = 0.0
     resumes: bool = False
+    thinks: bool = False

@@ -47,13 +47,30 @@ class Tariff:
             stage: the stage that it would go to.
         """
         base_price = self.base_prices[stage]
-        if (
-            self.prices[stage] > base_price
-            and self._uncongested_rate < inf
-            and self._share.holds(now, request.tenant, self._uncongested_rate)
-        ):
+        if self.prices[stage] > base_price and self._spared(now, request):
             return self._classes.key(request.priority, stage, value, base_price, base_price)
         return self.key_of_anyone(request, value, stage)
+
+    def pressure(self, now: float, request: Request, stage: int) -> float:
+        """How much less a row shall think at a stage whose network chooses its depth, as a probability.
+
+        Doubt that is worth less than this is no reason for another step, as a gain that is worth less than the surcharge is
+        none for a visit: the surcharge over the weight of the row's class. Who pays no surcharge thinks as without load, and
+        so does a class with a floor, whose certificate is of rows that did.
+
+        Args:
+            now: present instant.
+            request: the row.
+            stage: the stage that it is sent to.
+        """
+        surcharge = self.prices[stage] - self.base_prices[stage]
+        if surcharge <= 0 or self._spared(now, request):
+            return 0.0
+        return self._classes.pressure(request.priority, surcharge)
+
+    def _spared(self, now: float, request: Request) -> bool:
+        """Whether the row's tenant is within its fair rate, and so pays no surcharge."""
+        return self._uncongested_rate < inf and self._share.holds(now, request.tenant, self._uncongested_rate)
 
     def key_of_anyone(self, request: Request, value: float, stage: int) -> float | None:
         """The same where every tenant pays the present price."""

@@ -23,7 +23,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from cascade.assembly import Artefacts, build_policy, class_configs, router_slots
+from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
 from cascade.loading import load_chain
@@ -46,7 +46,7 @@ from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
 from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
 from cascade.wire.tensors import Datatype
 
@@ -129,7 +129,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         name="router",
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
-        ray_actor_options={"num_cpus": spec.router.num_cpus},
+        ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
         logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
@@ -155,7 +155,7 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
         max_ongoing_requests=2 * calls + 1,
-        ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
+        ray_actor_options=reserved(stage),
         logging_config=QUIET,
         request_router_config=COUNTING if len(group) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
@@ -164,6 +164,11 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
     if len(group) == 1:
         return deployment(StageReplica).bind(ladder, index)
     return deployment(TogetherReplica).bind(ladder, group)
+
+
+def reserved(stage: StageSpec) -> dict[str, Any]:
+    """What Ray reserves for a replica of a stage, and so where it may run."""
+    return {"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus, "resources": dict(stage.resources)}
 
 
 class RouterReplica(GrpcServicer):
@@ -299,6 +304,7 @@ def build_router(
         margin_s=spec.deadline.margin_s,
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
+        rule=anytime_rule(spec, artefacts),
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)

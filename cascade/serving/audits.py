@@ -13,6 +13,7 @@ import numpy as np
 
 from cascade.models.stage import Arrays, StageResult
 from cascade.policy.audit import Auditor
+from cascade.policy.commands import Reply
 from cascade.policy.gain import Earlier, Judge, Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer
@@ -73,19 +74,22 @@ class Audits:
         self._resumes = tuple(resumes or [False] * len(stages))
         self._audit: asyncio.Task[None] | None = None
 
-    def offer(self, answer: Answer, inputs: Arrays, row: int) -> None:
-        """Take note of a row that is being answered, and audit it if it is drawn and there is room.
+    def offer(self, reply: Reply, inputs: Arrays) -> None:
+        """Take note of rows that are being answered, and audit one that is drawn if there is room.
 
         Never raises and never waits. The row is copied, so that an audit does not keep a client's whole message.
 
         Args:
-            answer: the answer.
-            inputs: one array [rows, *row] for each input of the ladder: the message that the row came in.
-            row: its place in the message.
+            reply: the answer.
+            inputs: one array [rows, *row] for each input of the ladder: the message that the rows came in.
         """
-        if self.auditor.drawn(answer) and self._audit is None and self.auditor.wants(self._clock(), self._spare()):
-            alone = {name: array[row : row + 1].copy() for name, array in inputs.items()}
-            self._audit = asyncio.get_running_loop().create_task(self._run(answer, alone))
+        answer, places = reply.answer, reply.places
+        if len(places) == 1:
+            if self.auditor.drawn(answer):
+                self._begin(answer, inputs, places[0])
+        else:
+            for row in self.auditor.drawn_among(answer, reply.rows):
+                self._begin(answer._replace(row=row), inputs, row + places[0] - answer.row)
 
     async def close(self) -> None:
         """Cancel the audit that is under way."""
@@ -93,6 +97,12 @@ class Audits:
         if audit is not None:
             audit.cancel()
             await asyncio.gather(audit, return_exceptions=True)
+
+    def _begin(self, answer: Answer, inputs: Arrays, row: int) -> None:
+        """Audit a row that was drawn, if there is room."""
+        if self._audit is None and self.auditor.wants(self._clock(), self._spare()):
+            alone = {name: array[row : row + 1].copy() for name, array in inputs.items()}
+            self._audit = asyncio.get_running_loop().create_task(self._run(answer, alone))
 
     async def _run(self, answer: Answer, inputs: Arrays) -> None:
         try:

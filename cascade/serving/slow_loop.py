@@ -125,17 +125,38 @@ class SlowLoop:
 
         Rows that walk by the present prices lose at most what the certificate says of these. Of rows that left earlier,
         because a queue was full, their time was up, or a stage failed, each may be lost; but no row loses more than by
-        stopping at the first stage. Rows that skip a stage that is out are covered by nothing: None then, too.
+        stopping at the first stage. Rows that skip a stage that is out are covered by nothing, and neither are rows that
+        think less than they did when their losses were counted: None then, too.
 
         Args:
             early: share of the rows answered lately that left earlier than prices say.
         """
-        if self._certificate is None or not all(capacity.slots for capacity in self._policy.capacities):
+        seen = self._seen_prices()
+        if self._certificate is None or seen is None:
+            return None
+        return min(self._certificate.path[-1].bound_below, self._certificate.bound_at(seen) + early)
+
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        """The same where, besides, every row stops at a stage at the latest, [S]: the loss of who takes what is there then.
+
+        Args:
+            early: see `certified_loss`.
+        """
+        certificate, seen = self._certificate, self._seen_prices()
+        if certificate is None or seen is None:
+            return None
+        most, stages = certificate.path[-1].bound_below, range(len(certificate.stages))
+        return tuple(min(most, certificate.bound_stopping(seen, stage) + early) for stage in stages)
+
+    def _seen_prices(self) -> list[float] | None:
+        """The highest prices that any row walks at now; None where a stage is out."""
+        if not all(capacity.slots for capacity in self._policy.capacities):
+            return None
+        if self._policy.thinks_less:
             return None
         # A class of a small weight sees more of a surcharge: none has walked at higher prices than these.
         base, prices = self._base_prices, self._policy.prices
-        seen = [low + (price - low) / self._least_weight for low, price in zip(base, prices, strict=True)]
-        return min(self._certificate.path[-1].bound_below, self._certificate.bound_at(seen) + early)
+        return [low + (price - low) / self._least_weight for low, price in zip(base, prices, strict=True)]
 
     def readings(self, stages: Mapping[str, int]) -> dict[str, Reading]:
         """What this router knows of stages that scale, by name.

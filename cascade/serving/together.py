@@ -48,7 +48,7 @@ class Reply(NamedTuple):
         energy: joules and idle joules, where they are measured.
         slots: [n] where their states are; None where nobody resumes.
         tag: the replica's own.
-        found: [rows] whether the state of each row asked for was there; None where none was needed.
+        places: [n] place of each row among those that were asked for; None where they are in order, and all there.
     """
 
     logits: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Reply(NamedTuple):
     energy: Energies
     slots: Slots | None
     tag: int
-    found: NDArray[np.bool_] | None = None
+    places: NDArray[np.intp] | None = None
 
 
 class TogetherReplica:
@@ -122,14 +122,14 @@ class TogetherReplica:
             The rows whose states were found.
         """
         self._kept.free(freed)
-        state, found = self._kept.take(slots)
+        state, places = self._kept.take(slots)
         if state is None:
-            return Reply(np.empty((0, 0), np.float32), 0.0, None, None, self._tag, found)
+            return Reply(np.empty((0, 0), np.float32), 0.0, None, None, self._tag, places)
         if self._networks[index].device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # what gathered the rows; other streams read them next
         result = await asyncio.wrap_future(self._passes[index].submit(state))
         energies = [] if result.energy is None else [result.energy]
-        return self._reply(result.logits, result.run_s, energies, result.kept)._replace(found=found)
+        return self._reply(result.logits, result.run_s, energies, result.kept)._replace(places=places)
 
     async def free(self, freed: Slots, to: int) -> None:  # noqa: ARG002
         """These slots are not wanted any more."""
@@ -220,10 +220,10 @@ class TogetherStage:
             elif isinstance(reply, BaseException):
                 raise reply
             else:
-                found = np.ones(len(places), np.bool_) if reply.found is None else reply.found
-                lost += places[~found].tolist()
-                if found.any():
-                    parts.append((reply, places[found]))
+                found = places if reply.places is None else places[reply.places]
+                lost += np.setdiff1d(places, found).tolist()
+                if len(found):
+                    parts.append((reply, found))
         if lost:
             parts.append((await self._handle.run(self._index, again(lost)), np.array(lost)))
         return _result(parts, len(tickets), recomputed=len(lost))

@@ -129,7 +129,7 @@ class _Stage:
         if self.shared is not None:
             self.shared.take(call, replica, arrives_s, factors)
             return
-        rows, room = len(call.batch.walks), self.servers.merged_rows
+        rows, room = call.batch.rows, self.servers.merged_rows
         work = replica.passes[-1] if replica.passes else None
         if work is None or work.start_s <= arrives_s or work.rows + rows > room:
             if work is not None and work.start_s > arrives_s:

@@ -55,7 +55,7 @@ class Call:
     @property
     def run_s(self) -> float:
         """Its share of the seconds of its pass, by rows."""
-        return (self.work.finish_s - self.work.start_s) * len(self.batch.walks) / self.work.rows
+        return (self.work.finish_s - self.work.start_s) * self.batch.rows / self.work.rows
 
 
 NOWHERE = Pass(-1, 1.0, None)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cascade.calibration.judged import JudgedTable
 from cascade.errors import ConfigError
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.meter import RateMeter
 from cascade.policy.request import Request
@@ -264,7 +264,7 @@ class _Run:
                     self.at(later.back_s, later)
             elif isinstance(command, Expire):
                 self._end(now, command.tag, Ending.EXPIRED)
-            else:
+            elif isinstance(command, Fail):
                 self._end(now, command.tag, Ending.FAILED)
 
     def _send(self, now: float, batch: Batch) -> None:

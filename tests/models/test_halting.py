@@ -23,7 +23,7 @@ from cascade.models.halting_losses import (
     ponder_loss,
     ponder_weights,
 )
-from cascade.models.networks import pondering_images
+from cascade.models.halting_networks import pondering_images
 from cascade.models.training import TensorRows, accuracies, train
 from cascade.models.training_options import TrainingOptions
 

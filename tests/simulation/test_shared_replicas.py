@@ -7,6 +7,8 @@ import pytest
 from simulation_cases import BATCH, THREE, run
 
 from cascade.policy.commands import Batch
+from cascade.policy.request import Request
+from cascade.policy.walk import Walk
 from cascade.simulation.cluster import Cluster, Slowdown, StageServers
 
 SHARED = (
@@ -17,7 +19,7 @@ PAIR = (StageServers(1.0, 0.0, merged_rows=8), StageServers(2.0, 0.0, merged_row
 
 
 def sent(stage: int, at_s: float, rows: int = 1) -> Batch:
-    return Batch(stage, [None] * rows, 1, at_s, inf)
+    return Batch(stage, [Walk(Request(row, 0.0, inf, inf)) for row in range(rows)], 1, at_s, inf)
 
 
 def test_a_pass_begins_when_that_of_another_stage_is_done():

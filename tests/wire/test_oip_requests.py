@@ -431,6 +431,17 @@ class TestScheduling:
     def test_what_is_not_given_is_none(self):
         request = self.decode({})
         assert (request.timeout_s, request.priority, request.max_cost, request.tenant) == (None, None, None, None)
+        assert request.min_confidence is None
+
+    @pytest.mark.parametrize("value", [1, 0.25])
+    def test_a_confidence_that_is_enough_is_taken(self, value):
+        assert self.decode({"cascade_min_confidence": value}).min_confidence == value
+
+    @pytest.mark.parametrize("value", [0, -0.5, 1.01, True, "1"])
+    def test_a_confidence_that_is_no_probability_is_refused(self, value):
+        body = message(tensor([1], [1], "FP32"), parameters={"cascade_min_confidence": value})
+        detail = refusal(body, signature=one_input("FP32"))
+        assert detail.startswith("parameters: cascade_min_confidence must be a number above 0 and at most 1, got ")
 
     def test_what_is_given_is_taken(self):
         parameters = {"timeout": 250_000, "priority": 4, "cascade_max_cost": 3, "cascade_tenant": "shop", "mine": "x"}
