@@ -187,7 +187,7 @@ def calibrate(ladders: dict[str, Ladder]) -> JudgedTestRows:
 
             table, service = profile(ladder, rows, "calibration", told)
             ladder.service_path.parent.mkdir()
-            table.write(ladder.table_path)
+            # No table goes beside it: a server that has one charges more under load, and would decide otherwise.
             service.write(ladder.service_path)
             if calibration is None:
                 calibration = fit(table, ladder.stage_digests(), ladder=ladder.spec.name, prices=ladder.spec.base_prices)
