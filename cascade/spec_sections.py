@@ -1,4 +1,4 @@
-"""The sections of a spec that say how a ladder is served: execution, deadlines, admission, limits, routers, and so on.
+"""The sections of a spec: its inputs, and how it is served: execution, deadlines, admission, limits, routers, and so on.
 
 Each holds by itself; what must fit together across sections, and the ladder itself, are in `cascade.spec`.
 """
@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cascade.wire.tensors import Datatype, TensorSpec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -31,6 +33,30 @@ class Part(BaseModel):
     """A section: unknown fields are mistakes, and docstrings are the documentation of the schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorField(Part):
+    """One input tensor of the model, as clients send it."""
+
+    name: Name
+    """Name in requests."""
+    datatype: Datatype
+    """Open Inference Protocol datatype, for example UINT8 or FP32."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Shape of one row; the batch dimension comes in front of it."""
+    text: bool = False
+    """Whether its BYTES are UTF-8 text: a message with other bytes is refused, so that no stage fails on it."""
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The declaration that the wire works with."""
+        return TensorSpec(self.name, self.datatype, self.shape, self.text)
+
+    @model_validator(mode="after")
+    def _text_is_bytes(self) -> Self:
+        if self.text and self.datatype is not Datatype.BYTES:
+            raise ValueError(f"text travels as BYTES, not as {self.datatype}")
+        return self
 
 
 class ExecutionSpec(Part):

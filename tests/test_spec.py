@@ -110,6 +110,7 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("admission.default_priority", 5, ["admission", "default_priority 5", "priorities 4"]),
         ("limits.max_body_bytes", 10, ["limits.max_body_bytes", "1024", "got 10"]),
         ("router.replicas", 0, ["router.replicas"]),
+        ("inputs.0.text", True, ["inputs.0", "text travels as BYTES, not as FP32"]),
     ],
 )
 def test_a_wrong_field_is_told_by_place_allowed_and_given(path, value, mentions):
@@ -322,10 +323,16 @@ def test_what_all_stages_see_is_part_of_every_digest(written, change):
         lambda d: d["stages"][0].update(execution={"channels_last": False}),
         lambda d: d["stages"][1].update(resources={"gpu_small": 0.001}),
         lambda d: d.update(name="other", version="8", deadline={"default_s": 2.0}),
+        lambda d: d["inputs"][0].update(text=False),
     ],
 )
 def test_how_a_stage_is_served_is_not_part_of_its_digest(written, change):
     assert digests(written) == digests(written, change)
+
+
+def test_what_the_door_refuses_is_not_part_of_a_digest(written):
+    before = digests(written, lambda d: d["inputs"][0].update(datatype="BYTES"))
+    assert digests(written, lambda d: d["inputs"][0].update(text=True)) == before
 
 
 def test_a_digest_tells_weights_in_the_precision_from_autocast(written):

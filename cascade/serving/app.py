@@ -38,6 +38,7 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.port_claim import PortClaim
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
@@ -47,6 +48,7 @@ from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
+from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -193,7 +195,7 @@ class RouterReplica(GrpcServicer):
         stages: list[StageClient | InlineStage] = []
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             if handle is None:
-                stages += place_here(ladder, group.start)
+                stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
                 stages.append(ReplicaStage(handle))
             else:
@@ -216,6 +218,8 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        name = self._ladder.spec.name
+        ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
         if self._listen.grpc is not None:
@@ -234,7 +238,7 @@ class RouterReplica(GrpcServicer):
         return self._router
 
 
-def place_here(ladder: Ladder, index: int) -> list[StageClient | InlineStage]:
+def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
     """Load a stage into this process, and those that run together with it: each inside the event loop if its full batch is
     short, else in a thread.
 
@@ -243,14 +247,18 @@ def place_here(ladder: Ladder, index: int) -> list[StageClient | InlineStage]:
     (group,) = (group for group in groups(ladder.spec) if group.start == index)
     placed: list[StageClient | InlineStage] = []
     example = ladder.example_row()
+    texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)
     for each, stage in zip(group, load_chain(ladder, group), strict=True):
+        rows, measured = ladder.spec.stages[each].max_batch_size, profile.stages[each]
         durations = []
         for _ in range(5):
             started = time.perf_counter()
-            stage.warm_up(example, (ladder.spec.stages[each].max_batch_size,))
+            stage.warm_up(example, (rows,))
             durations.append(time.perf_counter() - started)
         example = dict(stage.run(example).state or {})
-        placed.append(InlineStage(stage) if min(durations) < INLINE_LIMIT_S else ThreadStage(stage))
+        # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
+        full_s = max(min(durations), measured.a_s + measured.b_s * rows if texts else 0.0)
+        placed.append(InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage))
     return placed
 
 

@@ -2,6 +2,8 @@
 
 A registry that handles write and the router reads.
 
+A process that has handles is a router of one application, so a stage's name alone will do.
+
 It lives apart from the class that writes it, because Serve ships that class's own module by value: a variable there would
 be a copy.
 """

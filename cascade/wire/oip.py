@@ -26,6 +26,7 @@ from cascade.wire.tensors import (
     declared,
     names,
     require_finite,
+    require_text,
     rows_of_input,
 )
 
@@ -189,6 +190,7 @@ def _decode_raw(body: Buffer, signature: Signature, limits: Limits) -> InferRequ
     array = from_raw(spec, body)
     if limits.require_finite:
         require_finite(spec, array)
+    require_text(spec, array)
     return InferRequest(None, {}, {spec.name: array}, signature.all_binary, 1, *Wishes())
 
 
@@ -221,6 +223,7 @@ def _decode_inputs(
             offset += binary_size
             if spec.is_float and limits.require_finite:
                 require_finite(spec, array)
+            require_text(spec, array)
         arrays[spec.name] = array
     arrays = all_inputs(arrays, signature.input_specs)
     if offset != len(body):

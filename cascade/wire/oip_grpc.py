@@ -23,6 +23,7 @@ from cascade.wire.tensors import (
     brief,
     declared,
     require_finite,
+    require_text,
     rows_of_input,
 )
 
@@ -106,6 +107,7 @@ def _decode_inputs(message: Any, signature: Signature, limits: Limits) -> tuple[
             raise BadRequest(f"{where}: give contents or raw_input_contents, got neither")
         if limits.require_finite:
             require_finite(spec, array)
+        require_text(spec, array)
         arrays[spec.name] = array
     return all_inputs(arrays, signature.input_specs), rows
 

@@ -8,22 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from asgi import started
+from ladders import spec_document
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.assembly import Artefacts, read_artefacts, stage_configs
+from cascade.calibration.artefact import Machine, ServiceProfile, StageService
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.loading import load_network
 from cascade.models.fake_device import FakeDevice
 from cascade.models.stage import StageResult
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
-from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
+from cascade.serving.app import INLINE_LIMIT_S, AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import CALLS, FAST_PATH, GRPC, apply_local, free_port, slow_path_warning
 from cascade.serving.local import cpus_needed, custom_resources, require_free, require_gpus, running
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
-from cascade.spec import Ladder
+from cascade.spec import Ladder, parse_spec
 from cascade.spec_sections import RouterSpec
 from cascade.wire.client import decode_answer, encode_request
 
@@ -235,10 +237,25 @@ async def test_a_replica_on_a_gpu_answers_the_same_and_says_when_its_device_is_l
 
 
 def test_a_short_stage_runs_in_the_event_loop(calibrated_ladder):
-    (placed,) = place_here(calibrated_ladder, 0)
+    (placed,) = place_here(calibrated_ladder, 0, Artefacts.read(calibrated_ladder).profile)
     assert isinstance(placed, InlineStage | ThreadStage)
     inline = InlineStage(load_network(calibrated_ladder, calibrated_ladder.spec.stages[0]))
     assert inline.run_now({"x": np.zeros((2, 4), np.float32)}).logits.shape == (2, 3)
+
+
+def test_where_empty_texts_say_nothing_of_a_stages_time_its_profile_does(tmp_path):
+    inputs = [{"name": "text", "datatype": "BYTES"}]
+    model = {"factory": "cascade.models.fakes:ChecksumNet", "args": {"classes": 2}}
+    stage = {"name": "s0", "cost": 1.0, "placement": "router", "max_batch_size": 8, "model": model}
+    ladder = Ladder(parse_spec({**spec_document(1, inputs=inputs), "stages": [stage]}), tmp_path)
+
+    def profile(b_s: float) -> ServiceProfile:
+        measured = StageService(name="s0", digest="none", a_s=0.0, b_s=b_s, measured=())
+        machine = Machine(kind="test", cpu_count=1, torch_threads=1)
+        return ServiceProfile(format_version=1, created_by="test", ladder="fake", machine=machine, stages=(measured,))
+
+    (placed,) = place_here(ladder, 0, profile(2 * INLINE_LIMIT_S / 8))
+    assert isinstance(placed, ThreadStage)
 
 
 async def test_a_stage_in_a_thread_answers_as_one_in_the_event_loop(calibrated_ladder):

@@ -202,6 +202,23 @@ async def test_every_input_is_gathered():
     assert seen == [{"a": [0, 1], "b": [[b"0", b"x"], [b"1", b"x"]]}]
 
 
+async def test_texts_of_several_messages_reach_a_stage_as_bytes():
+    """A row of BYTES of shape [] is a plain bytes object; put together, those would become fixed-width strings."""
+    seen = []
+
+    def script(inputs):
+        seen.append(inputs["text"])
+        return np.zeros((len(inputs["text"]), 2), np.float32)
+
+    router = make_router([FakeStage(script)])
+    texts = [b"one", b"", b"three\0"]
+    messages = [{"text": np.array([text], dtype=object)} for text in texts]
+    await asyncio.gather(*(router.answer(message, 1, budget_s=1.0) for message in messages))
+    (array,) = seen
+    assert array.dtype == object
+    assert array.tolist() == texts
+
+
 async def test_a_budget_that_the_next_stage_would_break_is_kept():
     stages = fake_stages(3)
     router = make_router(stages)

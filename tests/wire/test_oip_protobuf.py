@@ -387,6 +387,20 @@ def test_an_empty_answer_is_a_message():
     assert ModelInferResponse.FromString(encode_response("", "", []).SerializeToString()) == ModelInferResponse()
 
 
+@pytest.mark.parametrize("form", [raw, typed])
+def test_bytes_that_are_no_text_are_refused_where_text_was_declared(form):
+    signature = Signature("m", "1", (TensorSpec("x", "BYTES", (), text=True),), (TensorSpec("y", "FP32", ()),))
+
+    def request(text: bytes) -> Any:
+        if form is raw:
+            return raw("BYTES", len(text).to_bytes(4, "little") + text, [1])
+        return typed("BYTES", np.array([text], dtype=object), [1])
+
+    assert decode(request("ä".encode()), signature).inputs["x"].tolist() == ["ä".encode()]
+    with pytest.raises(BadRequest, match="input 'x', row 0: text must be UTF-8, got invalid start byte at byte 0"):
+        decode(request(b"\xff"), signature)
+
+
 def test_an_answer_of_a_stream_is_read_by_tritonclient():
     request = decode(
         triton_request([triton_input("x", "INT8", np.ones((1, 2), np.int8))], request_id="7"), one_input("INT8", 2)
