@@ -45,6 +45,7 @@ $(VENV)/runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/dev: $(VENV)/bin/python pyproject.toml constraints.txt deployments/sentiment/requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps -r deployments/sentiment/requirements.txt
 	touch $@ $(VENV)/runtime

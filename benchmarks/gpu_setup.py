@@ -15,8 +15,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from cascade.loading import load_network
 from cascade.models.fake_device import FakeDevice
-from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
 

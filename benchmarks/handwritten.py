@@ -20,9 +20,9 @@ from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 
 from cascade.assembly import read_artefacts
+from cascade.loading import load_network
 from cascade.policy.gain import Earlier
 from cascade.policy.price import continuation_value
-from cascade.profiling import load_network
 from cascade.serving.local import OBJECT_STORE_BYTES, cpus_needed
 from cascade.spec import Ladder
 

@@ -190,9 +190,9 @@ ROSTER = (
         _litserve,
         "raw",
         (
+            _lit(1, 128, 0.0, True),
             _lit(1, 128, 0.001, True),
             _lit(1, 128, 0.005, True),
-            _lit(1, 128, 0.0, True),
             _lit(2, 128, 0.001, True),
             _lit(1, 128, 0.001, False),
         ),
@@ -203,7 +203,7 @@ ROSTER = (
         "BentoML, the cascade in a batchable method, its own adaptive batches; images as base64 in JSON",
         _bentoml,
         "base64",
-        (_bento(1, 128, 60_000), _bento(1, 128, 100), _bento(2, 128, 60_000)),
+        (_bento(2, 128, 60_000), _bento(1, 128, 60_000), _bento(1, 128, 100)),
         peer="bentoml",
     ),
     Contender(
@@ -211,7 +211,7 @@ ROSTER = (
         "mosec, the cascade in a worker's `forward`, its own batches",
         _mosec,
         "raw",
-        (_rust(1, 128, 1), _rust(1, 128, 5), _rust(2, 128, 1), _rust(1, 32, 1)),
+        (_rust(1, 32, 1), _rust(1, 128, 1), _rust(1, 128, 5), _rust(2, 128, 1)),
         peer="mosec",
     ),
     Contender("cascade", "what `cascade serve` starts", _cascade, "protocol", settle_s=HAPROXY_SETTLE_S),

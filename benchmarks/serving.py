@@ -158,6 +158,7 @@ def tuned(contest: Contest, bench: Bench, contenders: Sequence[Contender], plan:
         for contender in contenders:
             for setting in contender.settings:
                 contest.round(bench, contender, closed, number, setting=setting)
+                contest.missing.pop(contender.name, None)  # a setting that fails says nothing of the next one
 
 
 def facts(bench: Bench, found: dict[tuple[str, str], list[Given | None]], contenders: Sequence[Contender]) -> dict[str, Any]:

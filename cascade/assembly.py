@@ -9,11 +9,15 @@ from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import Certificate
 from cascade.calibration.judging import judge_table, market_of
 from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.watching import fit_product
 from cascade.errors import ConfigError
+from cascade.policy.anytime import Product, Rule, best_so_far, plain, steady
 from cascade.policy.classes import ClassConfig
+from cascade.policy.gain import Curve
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
 from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec_exits import owners_of
 
 HOP_S = 0.002
 """Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
@@ -61,12 +65,14 @@ class Artefacts:
         profile: how long batches take.
         certificate: what may be lost at which prices; None if there is none.
         market: demand by price; None without the outcome table that it is made of, and then prices never change.
+        product: how sure products of answers are, where clients are shown such; see `fit_product`.
     """
 
     calibration: Calibration
     profile: ServiceProfile
     certificate: Certificate | None
     market: Market | None
+    product: tuple[Curve, ...] | None = None
 
     @classmethod
     def read(cls, ladder: Ladder) -> "Artefacts":
@@ -79,11 +85,34 @@ class Artefacts:
         calibration, profile = read_artefacts(ladder)
         certificate = read_certificate(ladder, calibration)
         class_configs(ladder.spec, certificate)  # a floor that nothing certifies is found out here, not in a replica
-        market = None
+        market = product = None
+        wants_product = ladder.spec.anytime.answers == "product"
         if ladder.table_path.is_file():
-            judged = judge_table(OutcomeTable.read(ladder.table_path), calibration, ladder.spec.routing)
-            market = market_of(judged, ladder.spec.base_prices)
-        return cls(calibration, profile, certificate, market)
+            table = OutcomeTable.read(ladder.table_path)
+            judged = judge_table(table, calibration, ladder.spec.routing)
+            market = market_of(judged, ladder.spec.base_prices, pools=owners_of(ladder.spec.stages))
+            if wants_product:
+                product = fit_product(table, judged.exits(ladder.spec.base_prices))
+        elif wants_product:
+            raise ConfigError(
+                f"anytime.answers product: how sure products are is fitted on {ladder.table_path}, which is not there; run "
+                "`cascade profile`"
+            )
+        return cls(calibration, profile, certificate, market, product)
+
+
+def anytime_rule(spec: CascadeSpec, artefacts: Artefacts) -> Rule:
+    """What clients that watch are shown of a row as its answers come."""
+    match spec.anytime.answers:
+        case "plain":
+            return plain
+        case "product":
+            assert artefacts.product is not None, "read with the ladder"
+            return Product(artefacts.product)
+        case "best_so_far":
+            return best_so_far
+        case "steady":
+            return steady
 
 
 def class_configs(spec: CascadeSpec, certificate: Certificate | None) -> list[ClassConfig]:
@@ -145,7 +174,7 @@ def router_slots(stage: StageSpec, routers: int, replicas: int) -> int:
 def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfig]:
     """What the policy of one router must know of each stage."""
     configs = []
-    for stage, base_price, measured in zip(spec.stages, spec.base_prices, profile.stages, strict=True):
+    for stage, base_price, measured in zip(spec.placed, spec.base_prices, profile.stages, strict=True):
         configs.append(
             StageConfig(
                 slots=router_slots(stage, spec.router.replicas, stage.replicas),
@@ -156,6 +185,8 @@ def stage_configs(spec: CascadeSpec, profile: ServiceProfile) -> list[StageConfi
                 b_s=measured.b_s,
                 timeout_floor_s=stage.timeout_floor_s,
                 hop_s=0.0 if stage.placement == "router" else HOP_S,
+                resumes=stage.resumes,
+                thinks=stage.execution.thinks,
             )
         )
     return configs

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade.errors import ConfigError
+from cascade.loading import network_of
 from cascade.models.compress import How, Method, Rows, Source, Student, Variant, make
 from cascade.models.stage import Arrays
-from cascade.profiling import network_of
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
 
@@ -87,6 +87,10 @@ def make_variant(
         ConfigError: see `cascade.models.compress.make`; or a file cannot be written.
     """
     name = f"{stage.name}-{method}"
+    if not stands_alone(stage):
+        raise ConfigError(
+            f"stage {stage.name!r} is an exit of a network; only stages that have one of their own can be made cheaper"
+        )
     source = Source(stage.model.factory, stage.model.args, network_of(ladder, stage).float().eval())
     example = tuple(torch.from_numpy(array.copy()) for array in ladder.example_row().values())
     told = None if progress is None else lambda share, what: progress(f"{name}: {what}", share)
@@ -107,6 +111,11 @@ def make_variant(
     fields = {"name": name, "model": model, "precision": variant.precision, "execution": execution}
     written = StageSpec.model_validate(stage.model_dump() | fields | {"placement": "replica", "base_price": None})
     return Made(written, stage.name, variant)
+
+
+def stands_alone(stage: StageSpec) -> bool:
+    """Whether a stage has a network of its own, and is no exit of one that others share."""
+    return not stage.resumes and stage.model.exit is None
 
 
 def student_of(ladder: Ladder, name: str, args: dict[str, Any]) -> Student:

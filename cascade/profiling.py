@@ -1,33 +1,29 @@
 """Runs every stage of a ladder over labelled rows, once: the outcome table and the service-time model. Knows no Ray.
 
-This is the only offline step that runs models; everything after it reads the two files that it writes.
+This is the only offline step that runs models; everything after it reads the two files that it writes. Stages that resume
+each other run over each batch one after the other, so that what they leave needs no more memory than a batch.
 """
 
-import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from torch import nn
 
 from cascade import __version__
 from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile, StageService
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.service_time import fit_service_time
-from cascade.errors import ConfigError, SpecError
-from cascade.models.device import CudaDevice, Device
-from cascade.models.energy import EnergyMeter, nvml_meter
-from cascade.models.stage import Arrays, Execution, TorchStage, load_weights
+from cascade.errors import ConfigError
+from cascade.loading import load_chain
+from cascade.models.stage import Arrays, TorchStage
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
-
-logger = logging.getLogger("cascade.stage")
 
 RUNS = 30
 """Batches timed at each size; their median is what the service-time model is fitted on."""
@@ -38,88 +34,6 @@ RUNNING_SHARE = 0.8
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of the whole that is done."""
-
-
-def load_network(ladder: Ladder, stage: StageSpec, *, device: Device | None = None, meter: bool = False) -> TorchStage:
-    """Build the network of a stage, load its weights and warm it up.
-
-    Args:
-        ladder: the ladder.
-        stage: one of its stages.
-        device: where it runs; by default the GPU that the process sees if the stage reserves any of one, else the CPU.
-        meter: whether to measure the energy that its GPU takes.
-
-    Raises:
-        SpecError: the factory is wrong, there is no weights file, or the network does not take the declared inputs.
-        ConfigError: the weights file is broken or does not fit the network.
-    """
-    network = network_of(ladder, stage)
-    names = [field.name for field in ladder.spec.inputs]
-    if device is None and stage.num_gpus > 0:
-        device = _gpu(stage)
-    loaded = TorchStage(
-        network,
-        names,
-        precision=stage.precision,
-        threads=stage.threads,
-        device=device,
-        execution=execution_of(stage),
-        meter=_meter(stage) if meter and isinstance(device, CudaDevice) else None,
-    )
-    half = max(1, stage.max_batch_size // 2)
-    try:
-        loaded.warm_up(ladder.example_row(), sorted({1, 2, half, stage.max_batch_size}))
-    except Exception as error:  # the user's own code may raise anything
-        raise SpecError(f"stages.{stage.name}.model: its forward fails on rows of zeros: {error}") from error
-    return loaded
-
-
-def network_of(ladder: Ladder, stage: StageSpec) -> nn.Module:
-    """Build the network of a stage and load its weights.
-
-    Args:
-        ladder: the ladder.
-        stage: one of its stages, or one that could be.
-
-    Raises:
-        SpecError: the factory is wrong, or there is no weights file.
-        ConfigError: the weights file is broken or does not fit the network.
-    """
-    network = stage.model.build()
-    if not isinstance(network, nn.Module):
-        raise SpecError(f"stages.{stage.name}.model.factory must return a torch.nn.Module, got {type(network).__name__}")
-    weights = ladder.weights(stage)
-    if weights is not None:
-        try:
-            load_weights(network, weights)
-        except SafetensorError as error:
-            raise ConfigError(f"weights {weights}: not a safetensors file: {error}") from error
-    return network
-
-
-def execution_of(stage: StageSpec) -> Execution:
-    """How a stage's network is run."""
-    how = stage.execution
-    return Execution(
-        cast_weights=how.cast_weights,
-        channels_last=how.channels_last,
-        compile=how.compile,
-        graphs=how.graphs,
-        buckets=how.buckets or (),
-        in_flight=how.in_flight,
-        max_rows=stage.max_batch_size,
-    )
-
-
-def _gpu(stage: StageSpec) -> Device | None:
-    if torch.cuda.is_available():
-        return CudaDevice(stage.num_gpus)
-    logger.warning("stage %s reserves a GPU and there is none here: it runs on the CPU, and not as fast", stage.name)
-    return None
-
-
-def _meter(stage: StageSpec) -> EnergyMeter | None:
-    return nvml_meter(str(torch.cuda.get_device_properties(0).uuid), shared=stage.num_gpus < 1)
 
 
 def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple[OutcomeTable, ServiceProfile]:
@@ -136,27 +50,34 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
     """
     inputs, labels = read_rows(ladder, data)
     spec = ladder.spec
+    resumes = [stage.resumes for stage in spec.stages]
     digests = ladder.stage_digests()
     probs: dict[str, NDArray[np.float32]] = {}
     services: list[StageService] = []
-    for index, stage in enumerate(spec.stages):
-        progress(stage.name, index / len(spec.stages))
-        loaded = load_network(ladder, stage)
+    for chain in _chains(spec.stages):
+        stages = [spec.placed[index] for index in chain]
+        shown = " and ".join(stage.name for stage in stages)
+        progress(shown, chain.start / len(spec.stages))
+        loaded = load_chain(ladder, chain)
 
-        def done(share: float, index: int = index, name: str = stage.name) -> None:
-            progress(name, (index + RUNNING_SHARE * share) / len(spec.stages))
+        def done(share: float, chain: range = chain, shown: str = shown) -> None:
+            progress(shown, (chain.start + RUNNING_SHARE * share * len(chain)) / len(spec.stages))
 
-        probs[stage.name] = run_all(loaded, inputs, stage, len(spec.labels), done)
-        measured = measured_batches(loaded, inputs, stage)
-        a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
-        services.append(
-            StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
-        )
+        probs |= run_all(loaded, inputs, stages, len(spec.labels), done)
+        sample: Arrays = _first_rows(inputs, max(stage.max_batch_size for stage in stages))
+        for network, stage in zip(loaded, stages, strict=True):
+            measured = measured_batches(network, sample, stage)
+            a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
+            services.append(
+                StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
+            )
+            sample = network.run(sample).state or {}
     progress("done", 1.0)
     table = OutcomeTable.from_arrays(
         {
             "stages": np.array([stage.name for stage in spec.stages]),
             "cost": np.array([stage.cost for stage in spec.stages]),
+            **({"resumes": np.array(resumes)} if any(resumes) else {}),
             "cost_unit": np.array(spec.cost_unit),
             "labels": labels,
             "split": np.full(len(labels), split),
@@ -173,22 +94,38 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
     return table, service
 
 
+def _chains(stages: Sequence[StageSpec]) -> list[range]:
+    """The stages by what must run together: each that begins at the inputs, with those that resume from it."""
+    starts = [index for index, stage in enumerate(stages) if not stage.resumes]
+    return [range(start, end) for start, end in pairwise([*starts, len(stages)])]
+
+
+def _first_rows(inputs: Arrays, most: int) -> Arrays:
+    """So many rows, again and again if there are fewer."""
+    picks = np.arange(most) % len(next(iter(inputs.values())))
+    return {name: array[picks] for name, array in inputs.items()}
+
+
 def run_all(
-    stage: TorchStage, inputs: Arrays, spec: StageSpec, classes: int, done: Callable[[float], None]
-) -> NDArray[np.float32]:
-    """Class probabilities of every row, at temperature 1, [N, classes]."""
+    loaded: Sequence[TorchStage], inputs: Arrays, stages: Sequence[StageSpec], classes: int, done: Callable[[float], None]
+) -> dict[str, NDArray[np.float32]]:
+    """Class probabilities of every row by every stage of a chain, at temperature 1, [N, classes] by name."""
     rows = len(next(iter(inputs.values())))
-    parts = []
-    for start in range(0, rows, spec.max_batch_size):
-        stop = start + spec.max_batch_size
-        logits = stage.run({name: array[start:stop] for name, array in inputs.items()}).logits
-        expected = (min(stop, rows) - start, classes)
-        if logits.shape != expected or not np.isfinite(logits).all():
-            raise ConfigError(f"stage {spec.name!r} must return finite logits {expected}, got {logits.shape}")
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        parts.append(shifted / shifted.sum(axis=1, keepdims=True))
+    size = min(stage.max_batch_size for stage in stages)
+    parts: dict[str, list[NDArray[np.float32]]] = {stage.name: [] for stage in stages}
+    for start in range(0, rows, size):
+        stop = start + size
+        going: Arrays = {name: array[start:stop] for name, array in inputs.items()}
+        for network, stage in zip(loaded, stages, strict=True):
+            result = network.run(going)
+            logits, going = result.logits, result.state or {}
+            expected = (min(stop, rows) - start, classes)
+            if logits.shape != expected or not np.isfinite(logits).all():
+                raise ConfigError(f"stage {stage.name!r} must return finite logits {expected}, got {logits.shape}")
+            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+            parts[stage.name].append(shifted / shifted.sum(axis=1, keepdims=True))
         done(min(stop, rows) / rows)
-    return np.concatenate(parts).astype(np.float32)
+    return {name: np.concatenate(each).astype(np.float32) for name, each in parts.items()}
 
 
 def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:

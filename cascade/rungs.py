@@ -19,12 +19,13 @@ from cascade import __version__
 from cascade.calibration.artefact import MeasuredBatch, ServiceProfile, StageService
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.service_time import fit_service_time
-from cascade.compressing import Made, Progress
+from cascade.compressing import Made, Progress, stands_alone
 from cascade.errors import ConfigError
+from cascade.loading import load_network, network_of
 from cascade.models.compress import Method
 from cascade.models.flops import macs
 from cascade.models.stage import Arrays, TorchStage
-from cascade.profiling import load_network, machine, network_of, run_all
+from cascade.profiling import machine, run_all
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
 
@@ -131,7 +132,7 @@ class Compressed:
 
 
 def measure(ladder: Ladder, made: Sequence[Made], *, test: bool = False, progress: Progress | None = None) -> Compressed:
-    """Run and time all stages of a ladder and all variants.
+    """Run and time all stages of a ladder that have a network of their own, and all variants.
 
     Args:
         ladder: the ladder.
@@ -142,8 +143,8 @@ def measure(ladder: Ladder, made: Sequence[Made], *, test: bool = False, progres
     Raises:
         ConfigError: rows, a factory or weights are wrong, or a stage's outputs are no logits of the spec's classes.
     """
-    specs = [*ladder.spec.stages, *(each.stage for each in made)]
-    stages = [load_network(ladder, spec) for spec in specs]
+    specs = [*filter(stands_alone, ladder.spec.stages), *(each.stage for each in made)]
+    stages = [load_network(_only(ladder, spec), spec) for spec in specs]
     splits = ["calibration", *(["test"] if test else [])]
     probs: dict[str, list[NDArray[np.float32]]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
@@ -158,7 +159,7 @@ def measure(ladder: Ladder, made: Sequence[Made], *, test: bool = False, progres
                     progress(f"run {name}", (at + share / len(specs)) / (2 * len(splits)))
 
             torch.set_num_threads(spec.threads)
-            probs[split].append(run_all(stage, inputs, spec, len(ladder.spec.labels), done))
+            probs[split].append(run_all([stage], inputs, [spec], len(ladder.spec.labels), done)[spec.name])
 
     def timed(share: float) -> None:
         if progress is not None:
@@ -285,6 +286,12 @@ def _rungs(
             )
         )
     return rungs
+
+
+def _only(ladder: Ladder, stage: StageSpec) -> Ladder:
+    """A ladder of one stage, with the files of another."""
+    alone = stage.model_copy(update={"base_price": None})
+    return Ladder(ladder.spec.model_copy(update={"stages": (alone,)}), ladder.root)
 
 
 def _macs(ladder: Ladder, stage: StageSpec) -> int | None:

@@ -17,8 +17,12 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from cascade.errors import SpecError
 from cascade.models.factory import call_factory
 from cascade.policy.routing import Routing
+from cascade.spec_errors import describe_errors
+from cascade.spec_exits import FROM_OWNER, check_exits, costs_alone, owner_of
 from cascade.spec_sections import (
     AdmissionSpec,
+    Amount,
+    AnytimeSpec,
     AutoscalingSpec,
     DataSpec,
     DeadlineSpec,
@@ -26,37 +30,25 @@ from cascade.spec_sections import (
     LimitsSpec,
     Name,
     Part,
+    ResourceName,
     RouterSpec,
     Seconds,
+    TensorField,
 )
-from cascade.wire.tensors import Datatype, TensorSpec
-
-
-class TensorField(Part):
-    """One input tensor of the model, as clients send it."""
-
-    name: Name
-    """Name in requests."""
-    datatype: Datatype
-    """Open Inference Protocol datatype, for example UINT8 or FP32."""
-    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Shape of one row; the batch dimension comes in front of it."""
-
-    @property
-    def tensor(self) -> TensorSpec:
-        """The declaration that the wire works with."""
-        return TensorSpec(self.name, self.datatype, self.shape)
 
 
 class ModelRef(Part):
     """Where a stage's network comes from."""
 
     factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-    """``package.module:callable`` that returns a torch.nn.Module whose forward takes the inputs and returns logits."""
+    """``package.module:callable`` that returns a torch.nn.Module whose forward takes the inputs and returns logits, or a
+    network with several exits (``cascade.models.exits.ExitNetwork``)."""
     args: dict[str, JsonValue] = Field(default={})
     """Keyword arguments of the factory."""
     weights: str | None = None
     """Safetensors file with its state dict, relative to the spec; none for a model without weights."""
+    exit: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Which exit of a network with several answers, counted from 0; none for a network that has but one answer."""
 
     def build(self) -> Any:
         """Import the factory and call it.
@@ -80,9 +72,14 @@ class StageSpec(Part):
     model: ModelRef
     """The network."""
     cost: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Cost of one row in the ladder's cost unit; rises from stage to stage."""
-    placement: Literal["router", "replica"] = "replica"
-    """``router`` runs the stage inside the router process, which saves the hop; for the cheapest stage only."""
+    """Cost of one row in the ladder's cost unit; of a stage that resumes, that of its own segment. What it costs to run a
+    row from its inputs to a stage's answer rises from stage to stage."""
+    resumes: bool = False
+    """Whether it goes on from the activations that the stage before left, as a later exit of the same network: ``model`` is
+    the same but for ``exit``. Nothing is computed twice."""
+    placement: Literal["router", "replica", "together"] = "replica"
+    """``router`` runs the stage inside the router process, which saves the hop; for the cheapest stage only. ``together``
+    runs a stage that resumes in the processes of the stage before it, where the activations stay."""
     base_price: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Gain (probability of mending a wrong answer) that a visit must promise even when nothing is scarce; by default
     ``price_per_cost`` times the cost."""
@@ -97,11 +94,17 @@ class StageSpec(Part):
     calls_per_replica: Annotated[int, Field(ge=1, le=16)] = 2
     """Batches that a replica may hold: one runs while the next one travels. More where a batch takes less than the way there
     and back, about 2 ms, as on a GPU; the routers share them."""
+    kept_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    """Memory in which a replica keeps activations for the stages that run together with it; what was kept longest is dropped
+    beyond that, and computed again if it is asked for."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica."""
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPU that Ray reserves for a replica, which runs on the CPU if this is 0. Fractions share a device: a replica may
     allocate that share of its memory. Not with placement router."""
+    resources: dict[ResourceName, Amount] = Field(default={})
+    """Custom Ray resources that are reserved for a replica, which pins it to the nodes that have them: 0.001 to pin and no
+    more, a larger amount to bound the replicas of a node. Not with placement router."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Torch threads of a replica."""
     nice: Annotated[int, Field(ge=0, le=19)] = 0
@@ -115,6 +118,11 @@ class StageSpec(Part):
     """A batch is never given up before this; beyond it, after five times its predicted duration."""
 
     @property
+    def numerics(self) -> dict[str, Any]:
+        """What its outputs depend on beside the model."""
+        return {"precision": self.precision, **self.execution.numerics}
+
+    @property
     def scales(self) -> bool:
         """Whether the number of replicas follows the load."""
         return self.min_replicas is not None and self.min_replicas != self.max_replicas
@@ -123,6 +131,8 @@ class StageSpec(Part):
     def _execution_fits(self) -> Self:
         if self.num_gpus and self.placement == "router":
             raise ValueError("num_gpus does not go with placement router: routers reserve no GPU")
+        if self.resources and self.placement == "router":
+            raise ValueError("resources does not go with placement router: give them to router.resources")
         if self.execution.cast_weights and self.precision == "float32":
             raise ValueError("execution.cast_weights needs a precision other than float32")
         buckets = self.execution.buckets
@@ -175,6 +185,8 @@ class CascadeSpec(Part):
     """Sizes."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
+    anytime: AnytimeSpec = AnytimeSpec()
+    """What is shown of an answer while it gets better."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     """How replicas follow the load."""
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -192,20 +204,44 @@ class CascadeSpec(Part):
             self.price_per_cost * stage.cost if stage.base_price is None else stage.base_price for stage in self.stages
         )
 
+    @property
+    def costs_alone(self) -> tuple[float, ...]:
+        """What a row costs that is run to each stage's answer alone: for stages that resume, all segments up to there."""
+        return costs_alone([stage.cost for stage in self.stages], [stage.resumes for stage in self.stages])
+
+    @property
+    def placed(self) -> tuple[StageSpec, ...]:
+        """The stages with, in the place of ``together``, the placement, replicas and so on of the stage they run with."""
+        owners = [self.stages[owner_of(self.stages, index)] for index in range(len(self.stages))]
+        fields = ("placement", *FROM_OWNER)
+        return tuple(
+            stage.model_copy(update={field: getattr(owner, field) for field in fields}) if owner is not stage else stage
+            for stage, owner in zip(self.stages, owners, strict=True)
+        )
+
     @model_validator(mode="after")
     def _ladder_is_a_ladder(self) -> Self:
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"stages: the name {name!r} is used twice")
-        for cheaper, dearer in zip(self.stages, self.stages[1:], strict=False):
-            if dearer.cost <= cheaper.cost:
+        check_exits(self.stages)
+        resuming = [stage.name for stage in self.stages if stage.resumes]
+        if self.routing == "direct" and resuming:
+            raise ValueError(f"routing: direct skips stages, and {resuming[0]!r} resumes the one before it")
+        if self.routing == "direct" and self.anytime.answers == "product":
+            raise ValueError("routing: direct skips stages, and anytime.answers product is the product of all of them")
+        alone = self.costs_alone
+        for place, (cheaper, dearer) in enumerate(zip(self.stages, self.stages[1:], strict=False)):
+            if alone[place + 1] <= alone[place]:
                 raise ValueError(
-                    f"stages: costs must rise: {dearer.name!r} costs {dearer.cost:g}, "
-                    f"no more than {cheaper.name!r} before it with {cheaper.cost:g}"
+                    f"stages: costs must rise: {dearer.name!r} costs {alone[place + 1]:g}, "
+                    f"no more than {cheaper.name!r} before it with {alone[place]:g}"
                 )
             if dearer.placement == "router":
                 raise ValueError(f"stages: only the cheapest stage may have placement router, not {dearer.name!r}")
+        if self.stages[0].execution.thinks:
+            raise ValueError(f"stages: execution.thinks needs a price, which the first stage, {names[0]!r}, has not")
         tensors = [tensor.name for tensor in self.inputs]
         if len(set(tensors)) < len(tensors):
             raise ValueError("inputs: two tensors have the same name")
@@ -297,11 +333,12 @@ class Ladder:
     def stage_digest(self, stage: StageSpec) -> str:
         """SHA-256 over everything that determines the stage's outputs.
 
-        That is inputs, factory, arguments, weights, precision, and what of its execution changes them.
+        That is inputs, factory, arguments, weights, precision, exits, and what of its execution changes them.
         """
         digest = hashlib.sha256()
         facts: dict[str, Any] = {
-            "inputs": [tensor.model_dump(mode="json") for tensor in self.spec.inputs],
+            # What is refused at the door changes no output.
+            "inputs": [tensor.model_dump(mode="json", exclude={"text"}) for tensor in self.spec.inputs],
             "labels": len(self.spec.labels),
             "factory": stage.model.factory,
             "args": stage.model.args,
@@ -309,6 +346,11 @@ class Ladder:
         }
         if stage.execution.numerics:
             facts["execution"] = stage.execution.numerics
+        if stage.model.exit is not None:
+            place = [each.name for each in self.spec.stages].index(stage.name)
+            # Its times, too, are those of what it runs itself.
+            after = self.spec.stages[place - 1].model.exit if stage.resumes else None
+            facts["exit"] = [after, stage.model.exit]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         weights = self.weights(stage)
         if weights is not None:
@@ -334,20 +376,6 @@ def parse_spec(document: dict[str, Any], source: str = "spec") -> CascadeSpec:
         return CascadeSpec.model_validate(document)
     except ValidationError as error:
         raise SpecError(f"{source}: " + "\n".join(describe_errors(error))) from error
-
-
-def describe_errors(error: ValidationError) -> list[str]:
-    """One line for each wrong field: where it is, what is allowed, what came."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "the whole file"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown field"
-        value = item.get("input")
-        shown = "" if item["type"] == "missing" or isinstance(value, dict) else f" (got {value!r})"
-        lines.append(f"{where}: {message}{shown}")
-    return lines
 
 
 def json_schema() -> dict[str, Any]:

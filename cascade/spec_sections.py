@@ -1,4 +1,4 @@
-"""The sections of a spec that say how a ladder is served: execution, deadlines, admission, limits, routers, and so on.
+"""The sections of a spec: its inputs, and how it is served: execution, deadlines, admission, limits, routers, and so on.
 
 Each holds by itself; what must fit together across sections, and the ladder itself, are in `cascade.spec`.
 """
@@ -6,16 +6,57 @@ Each holds by itself; what must fit together across sections, and the ladder its
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cascade.wire.tensors import Datatype, TensorSpec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+RAY_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+"""What Ray counts on every node by itself, and has other options for."""
+
+
+def _custom(name: str) -> str:
+    if name in RAY_OWN:
+        raise ValueError(f"{name!r} is no custom resource; a spec has num_cpus and num_gpus")
+    return name
+
+
+ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,62}$"), AfterValidator(_custom)]
+"""Also such as ``accelerator_type:T4``, which Ray itself gives to nodes with that GPU."""
+Amount = Annotated[float, Field(ge=1e-4, le=1e6, allow_inf_nan=False)]
+"""Ray counts resources in steps of a ten-thousandth."""
 
 
 class Part(BaseModel):
     """A section: unknown fields are mistakes, and docstrings are the documentation of the schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorField(Part):
+    """One input tensor of the model, as clients send it."""
+
+    name: Name
+    """Name in requests."""
+    datatype: Datatype
+    """Open Inference Protocol datatype, for example UINT8 or FP32."""
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Shape of one row; the batch dimension comes in front of it."""
+    text: bool = False
+    """Whether its BYTES are UTF-8 text: a message with other bytes is refused, so that no stage fails on it."""
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The declaration that the wire works with."""
+        return TensorSpec(self.name, self.datatype, self.shape, self.text)
+
+    @model_validator(mode="after")
+    def _text_is_bytes(self) -> Self:
+        if self.text and self.datatype is not Datatype.BYTES:
+            raise ValueError(f"text travels as BYTES, not as {self.datatype}")
+        return self
 
 
 class ExecutionSpec(Part):
@@ -41,6 +82,10 @@ class ExecutionSpec(Part):
     powers of two and that."""
     in_flight: Annotated[int, Field(ge=1, le=8)] = 2
     """On a GPU, batches that a replica may have under way: one computes while the next one's rows are copied."""
+
+    thinks: bool = False
+    """The network chooses its depth for each row (`cascade.models.halting`), and load may shorten it: what load adds to the
+    stage's price raises the threshold at which a row halts. Not for the first stage, which has no price."""
 
     @property
     def numerics(self) -> dict[str, bool]:
@@ -128,6 +173,17 @@ class LimitsSpec(Part):
     """Rows in one request."""
 
 
+class AnytimeSpec(Part):
+    """What clients that watch an answer get better are shown."""
+
+    answers: Literal["steady", "plain", "best_so_far", "product"] = "steady"
+    """``plain`` shows each stage's own answer; ``steady`` too, but of answers that agree the surest; ``best_so_far`` keeps
+    the surest of all, which is right less often; ``product`` multiplies the stages' scores, so that classes only ever drop
+    out, and needs the outcome table. ``cascade report`` has what each is worth on a ladder."""
+    ping_s: Seconds = 15.0
+    """A comment is sent on an event stream on which nothing has happened for so long."""
+
+
 class RouterSpec(Part):
     """The process that clients talk to."""
 
@@ -135,6 +191,9 @@ class RouterSpec(Part):
     """Router processes; each has its own queues."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for each."""
+    resources: dict[ResourceName, Amount] = Field(default={})
+    """Custom Ray resources reserved for each, which pins routers to the nodes that have them. Where a node has 1 of it and a
+    router takes 1, there is one router on a node."""
 
 
 class AutoscalingSpec(Part):

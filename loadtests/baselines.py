@@ -24,9 +24,9 @@ from cascade import __version__
 from cascade.assembly import read_artefacts
 from cascade.calibration.artefact import StageService
 from cascade.errors import CascadeError, UnknownModel
+from cascade.loading import load_network
 from cascade.models.stage import Arrays
-from cascade.profiling import load_network
-from cascade.serving.app import QUIET, AppArgs, application
+from cascade.serving.app import QUIET, AppArgs, application, reserved
 from cascade.serving.service import signature_of
 from cascade.spec import CascadeSpec, Ladder
 from cascade.wire import metadata
@@ -67,7 +67,7 @@ def build_top(args: AppArgs) -> serve.Application:
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
-        ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
+        ray_actor_options=reserved(stage),
         logging_config=QUIET,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,

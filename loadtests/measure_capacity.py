@@ -222,7 +222,8 @@ def rows_by_exit(ladder: Ladder) -> list[np.ndarray]:
     Raises:
         ConfigError: the ladder has no outcomes of its test rows.
     """
-    judged = judge_table(OutcomeTable.read(ladder.table_path.with_name(TEST_TABLE)), read_artefacts(ladder)[0])
+    outcomes = OutcomeTable.read(ladder.table_path.with_name(TEST_TABLE))
+    judged = judge_table(outcomes, read_artefacts(ladder)[0], ladder.spec.routing)
     exits = judged.exits(ladder.spec.base_prices)
     *cheaper, last = (np.flatnonzero(exits == stage) for stage in range(len(judged.stages)))
     return [*cheaper, last[np.argsort(-judged.gains[last, -2, -1], kind="stable")] if cheaper else last]

@@ -27,6 +27,7 @@ from cascade.simulation.record import REASONS, Ending, Record
 from cascade.simulation.simulator import simulate
 from cascade.simulation.workload import run_streams
 from cascade.spec import CascadeSpec
+from cascade.spec_exits import owners_of
 from loadtests.record import Recording
 
 SIMULATED = "simulated"
@@ -87,7 +88,10 @@ class Simulator:
         seed = int(recording.meta["seed"])
         spec = with_replicas(self.spec, [])
         policy = build_policy(spec, self.profile, seed, self.certificate)
-        places = [StagePlaces(stage.replicas, partial(router_slots, stage, 1)) for stage in spec.stages]
+        places = [
+            StagePlaces(stage.replicas, partial(router_slots, stage, 1), owner=owner)
+            for stage, owner in zip(spec.placed, owners_of(spec.stages), strict=True)
+        ]
         control = Control(class_configs(spec, self.certificate), places, self.market, self.certificate)
         # No stage comes or goes here, so that a round has nothing to carry out.
         loop = SlowLoop(policy, control, lambda _: None, 0.0)

@@ -86,8 +86,8 @@ class StaticPolicy(Policy):
 
     def arrived(self, now: float, requests: Sequence[Request], lag_s: float = 0.0) -> tuple[Walk, ...] | Shed:  # noqa: ARG002
         """The rows of one message came in: they queue for stage 0."""
-        self.counts.arrived += len(requests)
-        walks = tuple(Walk(request) for request in requests)
+        walks = tuple(walk for request in requests for walk in Walk(request).part_each(range(request.rows)))
+        self.counts.arrived += len(walks)
         for walk in walks:
             walk.admit()
             self._join(walk, 0)
@@ -118,7 +118,7 @@ class StaticPolicy(Policy):
                 continue
             answer = walk.exit(ExitReason.LAST_STAGE if values is None else ExitReason.CONFIDENT, deferred=False)
             self.counts.count_answer(answer, min(walk.request.priority, len(self.counts.classes)) - 1)
-            commands.append(Reply(walk.request.tag, answer))
+            commands.append(Reply(walk.request.tag, answer, walk.places))
         return commands
 
     def failed(self, now: float, batch: Batch) -> list[Command]:  # noqa: ARG002
@@ -130,7 +130,7 @@ class StaticPolicy(Policy):
             # A row may not fail once it has an answer, which is the very promise that is not given here.
             walk.cancel() if walk.has_answer else walk.fail()
         self.counts.failed += len(live)
-        return [Fail(walk.request.tag) for walk in live]
+        return [Fail(walk.request.tag, walk.places) for walk in live]
 
     def cancelled(self, walk: Walk) -> None:
         """The row's client has gone."""
@@ -149,7 +149,7 @@ class StaticPolicy(Policy):
             self._leave(walk)
             walk.cancel() if walk.has_answer else walk.expire()
             self.counts.expired += 1
-            commands.append(Expire(walk.request.tag))
+            commands.append(Expire(walk.request.tag, walk.places))
         return commands
 
     def dispatch(self, now: float) -> list[Command]:

@@ -92,7 +92,7 @@ def prepare(spec: Path, capacity: Path) -> tuple[Limits, Simulator]:
     """
     ladder = Ladder.read(spec)
     made = Artefacts.read(ladder)
-    table = judge_table(OutcomeTable.read(default_table(ladder)), made.calibration)
+    table = judge_table(OutcomeTable.read(default_table(ladder)), made.calibration, ladder.spec.routing)
     measured = Capacities.read(capacity, table.stages)
     limits = Limits(
         table,

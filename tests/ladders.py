@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cascade.models.stage import Arrays
+from cascade.policy.anytime import Rule, steady
 from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve, Judge
 from cascade.policy.policy import Policy, StageConfig
@@ -155,6 +156,7 @@ def make_router(
     wait_share: float = 0.2,
     reading: Sequence[Judge] | None = None,
     routing: Routing = "cascade",
+    rule: Rule = steady,
 ) -> Router:
     """A router over these stages whose clock is the event loop's; must be called in the loop."""
     configs = configs or [config(cost=10.0**k) for k in range(len(stages))]
@@ -166,4 +168,5 @@ def make_router(
         margin_s=0.02,
         clock=asyncio.get_running_loop().time,
         control=Control((ClassConfig(),), [StagePlaces(1, lambda count, slots=c.slots: count * slots) for c in configs]),
+        rule=rule,
     )

@@ -52,7 +52,9 @@ def test_the_environment_file_is_the_fast_path_of_the_code():
     assert dict(line.split("=", 1) for line in lines if line and not line.startswith("#")) == FAST_PATH | GRPC
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("deployments/*/serve.yaml")), ids=name_of)
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("deployments/*/serve.yaml")), ROOT / "deployments" / "both.yaml"], ids=name_of
+)
 def test_every_deployment_file_deploys_a_ladder_that_exists(path):
     document = yaml.safe_load(path.read_text())
     schema = ServeDeploySchema.model_validate(document)

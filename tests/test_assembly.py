@@ -5,12 +5,13 @@ import yaml
 from ladders import fake_ladder
 from typer.testing import CliRunner
 
-from cascade.assembly import Artefacts, build_policy, class_configs, read_certificate
+from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, read_certificate
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import digest_of
 from cascade.calibration.certify import certify
 from cascade.cli import app
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.policy.anytime import Product, best_so_far, plain, steady
 from cascade.policy.direct_market import DirectMarket
 from cascade.spec import Ladder
 from tests.calibration.judged_cases import difficulty_ladder
@@ -126,3 +127,21 @@ def test_a_certificate_of_a_cascade_is_none_for_direct_routing(calibrated_copy):
     calibrated_copy.write_text(yaml.safe_dump(document | {"routing": "direct"}))
     with pytest.raises(CalibrationMismatch, match="run `cascade certify` again"):
         read_certificate(Ladder.read(calibrated_copy), calibration)
+
+
+@pytest.mark.parametrize(("answers", "rule"), [("steady", steady), ("best_so_far", best_so_far), ("plain", plain)])
+def test_what_clients_that_watch_are_shown_is_the_specs_choice(answers, rule):
+    chosen = fake_ladder(3, anytime={"answers": answers}).spec
+    assert anytime_rule(chosen, Artefacts(None, None, None, None)) is rule
+
+
+def test_products_are_calibrated_on_the_calibration_rows(calibrated_copy):
+    document = yaml.safe_load(calibrated_copy.read_text())
+    calibrated_copy.write_text(yaml.safe_dump(document | {"anytime": {"answers": "product"}}))
+    ladder = Ladder.read(calibrated_copy)
+    artefacts = Artefacts.read(ladder)
+    assert len(artefacts.product) == 3
+    assert isinstance(anytime_rule(ladder.spec, artefacts), Product)
+    ladder.table_path.unlink()
+    with pytest.raises(ConfigError, match=r"anytime\.answers product: .*outcomes\.npz.*`cascade profile`"):
+        Artefacts.read(ladder)

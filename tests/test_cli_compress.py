@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from cascade.calibration.artefact import MeasuredBatch
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli import app
+from cascade.loading import load_network
 from cascade.models.compress import Method
-from cascade.profiling import load_network
 from cascade.rungs import Rung
 from cascade.spec import Ladder, StageSpec
 

@@ -153,6 +153,9 @@ def test_the_page_holds_what_was_computed(made) -> None:
         assert f"{100 * point['bound']:.2f} %" in page.text["risk"]
         assert f"{100 * point['bound_below']:.2f} %" in page.text["risk"]
     assert f"{100 * document['plan']['points'][-1]['accuracy']:.2f} %" in page.text["plan"]
+    for rule in document["anytime"]["rules"]:
+        for share in (*rule["falls"], rule["falls_walked"][1], rule["accuracy"][0], rule["accuracy"][-1]):
+            assert f"{100 * share:.2f} %" in page.text["anytime"]
 
 
 def test_the_page_asks_for_nothing(made) -> None:
@@ -177,6 +180,7 @@ def test_every_figure_says_what_it_shows_and_lies_beside_the_page(made) -> None:
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
     names = {f"reliability-{number}" for number in (1, 2, 3)} | {"frontier", "risk", "plan", "degradation", "latency"}
+    names.add("anytime")
     assert len(drawings) == len(names)
     expected = {"index.html"} | {f"{name}.{suffix}" for name in names for suffix in ("svg", "png")}
     assert {path.name for path in out.iterdir()} == expected == {Path(path).name for path in document["files"]}
@@ -195,7 +199,7 @@ def test_the_same_inputs_give_the_same_bytes(ladder, made) -> None:
     _, _, out = made
     people = done("report", ladder, *SMALL, "--out", ladder / "again")
     assert "test rows" in people.stdout
-    assert "index.html and 16 figures" in people.stdout
+    assert "index.html and 18 figures" in people.stdout
     for path in out.iterdir():
         assert path.read_bytes() == (ladder / "again" / path.name).read_bytes(), path.name
 

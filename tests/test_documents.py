@@ -40,7 +40,9 @@ def test_the_numbers_of_the_readme_come_from_the_committed_table() -> None:
     assert f"**{shipped['cost']:,.0f}** mean | | **{100 * shipped['accuracy']:.2f} %**" in results
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/results.md", "docs/concepts.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/results.md", "docs/concepts.md", "docs/clusters.md", "benchmarks/README.md"]
+)
 def test_every_command_and_option_in_a_document_exists(path: str) -> None:
     lines = re.findall(r"`(cascade [a-z][^`]*)`|^ +(cascade [a-z].*?)(?:  +#.*)?$", (ROOT / path).read_text(), re.MULTILINE)
     for line in (inline or block for inline, block in lines):
@@ -68,7 +70,7 @@ def test_every_script_in_a_document_says_what_it_does() -> None:
 
 
 def test_the_benchmarks_can_be_asked_for_help() -> None:
-    for module in ("serving", "offline", "simulator_speed"):
+    for module in ("serving", "offline", "simulator_speed", "streaming"):
         command = [sys.executable, "-m", f"benchmarks.{module}", "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr

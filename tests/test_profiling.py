@@ -6,8 +6,9 @@ import yaml
 from ladders import CLASSES, FEATURES, write_ladder
 
 from cascade.errors import ConfigError, SpecError
+from cascade.loading import load_network
 from cascade.models.fake_device import FakeDevice
-from cascade.profiling import load_network, measured_batches, profile
+from cascade.profiling import measured_batches, profile
 from cascade.rows import read_rows
 from cascade.spec import Ladder
 

@@ -83,14 +83,19 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("stages.0.cost", float("inf"), ["stages.0.cost", "finite"]),
         ("stages.0.costs", 2, ["stages.0.costs", "unknown field", "got 2"]),
         ("stages.1.placement", "router", ["stages", "only the cheapest", "'s1'"]),
-        ("stages.0.placement", "gpu", ["stages.0.placement", "'router' or 'replica'", "'gpu'"]),
+        ("stages.0.placement", "gpu", ["stages.0.placement", "'router', 'replica' or 'together'", "'gpu'"]),
         ("stages.0.base_price", 1.0, ["stages.0.base_price", "less than 1"]),
         ("stages.0.max_batch_size", 0, ["stages.0.max_batch_size", "got 0"]),
         ("stages.0.max_batch_size", 2.5, ["stages.0.max_batch_size", "integer", "got 2.5"]),
         ("stages.0.replicas", "many", ["stages.0.replicas", "integer", "'many'"]),
         ("stages.0.num_gpus", 2, ["stages.0.num_gpus", "less than or equal to 1", "got 2"]),
+        ("stages.0.resources", {"gpu_small": 0}, ["stages.0.resources.gpu_small", "0.0001", "got 0"]),
+        ("stages.0.resources", {"a b": 1}, ["stages.0.resources.a b", "'a b'"]),
+        ("stages.0.resources", {"GPU": 1}, ["stages.0.resources.GPU", "num_gpus"]),
+        ("router.resources", {"memory": 1}, ["router.resources.memory", "no custom resource"]),
         ("stages.0.execution", {"graph": True}, ["stages.0.execution.graph", "unknown field"]),
         ("stages.0.execution", {"in_flight": 0}, ["stages.0.execution.in_flight", "got 0"]),
+        ("stages.0.execution", {"thinks": True}, ["stages", "execution.thinks", "first stage", "'s0'"]),
         ("stages.0.execution", {"cast_weights": True}, ["stages.0", "cast_weights", "float32"]),
         ("stages.0.execution", {"buckets": [4, 1, 32]}, ["stages.0", "rise", "32", "[4, 1, 32]"]),
         ("stages.0.execution", {"buckets": [4, 16]}, ["stages.0", "end with max_batch_size 32", "[4, 16]"]),
@@ -105,6 +110,7 @@ def test_every_shipped_spec_is_valid_and_points_editors_at_the_schema(path):
         ("admission.default_priority", 5, ["admission", "default_priority 5", "priorities 4"]),
         ("limits.max_body_bytes", 10, ["limits.max_body_bytes", "1024", "got 10"]),
         ("router.replicas", 0, ["router.replicas"]),
+        ("inputs.0.text", True, ["inputs.0", "text travels as BYTES, not as FP32"]),
     ],
 )
 def test_a_wrong_field_is_told_by_place_allowed_and_given(path, value, mentions):
@@ -112,6 +118,17 @@ def test_a_wrong_field_is_told_by_place_allowed_and_given(path, value, mentions)
     for mention in mentions:
         assert mention in detail
     assert "pydantic" not in detail
+
+
+def test_a_stage_in_the_router_reserves_no_resources_of_its_own():
+    document = changed("stages.0.placement", "router")
+    document["stages"][0]["resources"] = {"gpu_small": 1}
+    assert "router.resources" in refused(document)
+
+
+def test_a_resource_that_ray_makes_itself_may_be_asked_for():
+    (stage, _) = parse_spec(changed("stages.0.resources", {"accelerator_type:T4": 0.001})).stages
+    assert stage.resources == {"accelerator_type:T4": 0.001}
 
 
 def test_a_stage_in_the_router_reserves_no_gpu():
@@ -304,11 +321,18 @@ def test_what_all_stages_see_is_part_of_every_digest(written, change):
         lambda d: d["stages"][0].update(cost=13.0, max_batch_size=4, replicas=3, base_price=0.1, threads=2),
         lambda d: d["stages"][1].update(num_gpus=0.5, execution={"graphs": False, "buckets": [3, 8], "in_flight": 4}),
         lambda d: d["stages"][0].update(execution={"channels_last": False}),
+        lambda d: d["stages"][1].update(resources={"gpu_small": 0.001}),
         lambda d: d.update(name="other", version="8", deadline={"default_s": 2.0}),
+        lambda d: d["inputs"][0].update(text=False),
     ],
 )
 def test_how_a_stage_is_served_is_not_part_of_its_digest(written, change):
     assert digests(written) == digests(written, change)
+
+
+def test_what_the_door_refuses_is_not_part_of_a_digest(written):
+    before = digests(written, lambda d: d["inputs"][0].update(datatype="BYTES"))
+    assert digests(written, lambda d: d["inputs"][0].update(text=True)) == before
 
 
 def test_a_digest_tells_weights_in_the_precision_from_autocast(written):

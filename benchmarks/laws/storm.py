@@ -21,7 +21,8 @@ from cascade.calibration.judged import JudgedTable
 from cascade.policy.commands import Abandon, Command, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.request import Request
-from cascade.simulation.cluster import Call, Cluster
+from cascade.simulation.cluster import Cluster
+from cascade.simulation.passes import Call
 from cascade.simulation.record import ROUNDING_S
 from cascade.simulation.workload import PoissonPath, draw, level, run_streams
 

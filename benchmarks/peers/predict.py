@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.assembly import read_artefacts
+from cascade.loading import load_network
 from cascade.policy.gain import Earlier
 from cascade.policy.price import continuation_value
-from cascade.profiling import load_network
 from cascade.spec import Ladder
 
 

@@ -35,21 +35,26 @@ def product_anytime(logits: NDArray[Any]) -> Floats:
     return np.asarray(softmax(np.where(nothing_left, logits, summed), axis=2))
 
 
-def caching_anytime(probs: NDArray[Any]) -> Floats:
+def caching_anytime(probs: NDArray[Any], confidence: NDArray[Any] | None = None) -> Floats:
     """Keep the answer of the most confident exit so far; the earlier one on ties.
 
     Args:
         probs: [N, M, C] class probabilities of every exit.
+        confidence: [N, M] how sure each exit is of its answer; its largest probability where left out.
 
     Returns:
         [N, M, C] probabilities served after each exit.
     """
     probs = _exits("probs", probs)
-    sure = probs.max(axis=2)
-    best = np.maximum.accumulate(sure, axis=1)
-    new = np.column_stack([np.ones(len(sure), dtype=np.bool_), sure[:, 1:] > best[:, :-1]])
-    kept = np.maximum.accumulate(np.where(new, np.arange(sure.shape[1]), 0), axis=1)
+    kept = surest(probs.max(axis=2) if confidence is None else confidence)
     return np.take_along_axis(probs, kept[:, :, None], axis=1)
+
+
+def surest(confidence: NDArray[Any]) -> NDArray[np.intp]:
+    """The most confident exit so far, after each exit; the earlier one on ties, [N, M] -> [N, M]."""
+    best = np.maximum.accumulate(confidence, axis=1)
+    new = np.column_stack([np.ones(len(best), dtype=np.bool_), confidence[:, 1:] > best[:, :-1]])
+    return np.asarray(np.maximum.accumulate(np.where(new, np.arange(best.shape[1]), 0), axis=1))
 
 
 def violations(probs: NDArray[Any], labels: NDArray[Any], tau: float) -> float:

@@ -40,6 +40,9 @@ class PathPoint(_Part):
     """Upper bound of the risk at all prices componentwise at most these; see `Certificate`, statement 3."""
     certified: bool
     """Whether the test along the path certifies ``max_loss`` here; see `Certificate`, statement 1."""
+    bounds_stopping: tuple[Share, ...] = ()
+    """[S] upper bound of the risk where every row stops at this stage at the latest, at all prices componentwise at most
+    these; see `Certificate`, statement 7. Empty in files from before there were any."""
 
 
 class GroupBound(_Part):
@@ -103,6 +106,10 @@ class Certificate(_File):
     6. *Groups*: every group's ``bound`` is at least its risk at the chosen point (d is shared out over the groups and over
        the G points that could have been chosen); and, on its own, no group marked ``certified`` has a risk above
        ``max_loss`` there (d is shared out over the groups).
+    7. *Stopping*: every ``bounds_stopping[k]`` is at least the risk at all prices componentwise at most its point's where,
+       besides, no row goes beyond stage k, at all points and stages at once (each has d / (G (S - 2)); at the first stage
+       that is the last point's ``bound_below``, and at the last one, where nobody is stopped, the point's own). So it
+       bounds what is lost by taking the preliminary answer of stage k for the answer.
 
     All of it is about rows exchangeable with the counted ones, which visit the stages in order: rows that leave earlier
     than prices say, because of a full queue or a deadline, are covered only by the last point's ``bound_below``, and rows
@@ -149,6 +156,10 @@ class Certificate(_File):
         for index, point in enumerate(self.path):
             if len(point.prices) != len(self.stages):
                 raise ValueError(f"path.{index}.prices: expected {len(self.stages)} prices, got {len(point.prices)}")
+            if len(point.bounds_stopping) not in (0, len(self.stages)):
+                raise ValueError(
+                    f"path.{index}.bounds_stopping: expected {len(self.stages)} bounds, got {len(point.bounds_stopping)}"
+                )
         for before, after in pairwise(self.path):
             if not _below(before.prices, after.prices):
                 raise ValueError("path: no price may fall from one point to the next")
@@ -175,6 +186,22 @@ class Certificate(_File):
             raise ConfigError(f"prices: expected one for each of {len(self.stages)} stages, got {len(prices)}")
         return min(
             (point.bound_below for point in self.path if _below(prices, point.prices)), default=self.path[-1].bound_below
+        )
+
+    def bound_stopping(self, prices: Sequence[float], stage: int) -> float:
+        """Bound of the risk where every row stops at ``stage`` at the latest, at any prices; see `bound_at`.
+
+        Args:
+            prices: [S] present price of a visit to each stage; the first is not used.
+            stage: index of the stage.
+
+        Returns:
+            A bound that is part of statement 7; in a file that has none, the bound of stopping at the first stage, which no
+            way to stop exceeds.
+        """
+        return min(
+            (point.bounds_stopping[stage] for point in self.path if point.bounds_stopping and _below(prices, point.prices)),
+            default=self.path[-1].bound_below,
         )
 
     def cap_for(self, max_loss: float) -> tuple[float, ...] | None:

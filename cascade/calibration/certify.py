@@ -29,6 +29,7 @@ from cascade.calibration.risk import (
     simultaneous_bounds,
 )
 from cascade.errors import ConfigError, TableError
+from cascade.policy.routing import Routing
 
 
 def certify(
@@ -46,7 +47,7 @@ def certify(
     """Bound what is lost against the whole ladder, along a path of prices and at the cheapest of many settings.
 
     The loss of a row is 1[whole ladder right, served answer wrong]; its mean is the risk, and at least the accuracy
-    lost. Tests are exact binomial ones in a fixed order, bounds are Clopper-Pearson; see `Certificate` for the six
+    lost. Tests are exact binomial ones in a fixed order, bounds are Clopper-Pearson; see `Certificate` for the seven
     statements that come of them and what they rest on. Every statement has its own confidence; to rely on several at
     once, add up their deltas.
 
@@ -81,8 +82,13 @@ def certify(
     losing = np.array([walked.losses for walked in walks])
     along = losing[: len(points)]
     counts = along.sum(axis=1)
-    covering = _covered(judged, points, walks).sum(axis=1)
+    covers, exits = covering_losses(judged), np.array([walked.exits for walked in walks[: len(points)]])
+    if judged.routing == "direct":
+        covering = np.array([losses_if_stopping(judged, prices) for prices in points]).sum(axis=1)
+    else:
+        covering = covers[np.arange(rows), exits].sum(axis=1)
     bounds, bounds_below = simultaneous_bounds(rows, counts, delta), simultaneous_bounds(rows, covering, delta)
+    stopping = _stopping(covers, exits, bounds_below, delta, judged.routing)
     certified = fixed_sequence(binomial_p(rows, counts, max_loss), delta)
     capped = fixed_sequence(binomial_p(rows, covering, max_loss), delta)
     chosen = certified - 1 if certified else None
@@ -109,6 +115,7 @@ def certify(
                 bound=float(bounds[index]),
                 bound_below=float(bounds_below[index]),
                 certified=index < certified,
+                bounds_stopping=tuple(stopping[index].tolist()),
             )
             for index, prices in enumerate(points)
         ),
@@ -149,11 +156,21 @@ def _step(judged: JudgedTable, prices: Floats, done: int, total: int, progress: 
     return judged.walk(prices)
 
 
-def _covered(judged: JudgedTable, points: Sequence[Floats], walks: Sequence[Walked]) -> NDArray[np.bool_]:
-    """[G, N] whether a row may lose at the prices of a point or at any below."""
-    if judged.routing == "direct":
-        return np.array([losses_if_stopping(judged, prices) for prices in points])
-    return np.asarray(covering_losses(judged)[np.arange(judged.rows), [walked.exits for walked in walks[: len(points)]]])
+def _stopping(
+    covers: NDArray[np.bool_], exits: NDArray[np.intp], bounds_below: Floats, delta: float, routing: Routing
+) -> Floats:
+    """Bounds where rows stop at each stage at the latest, [G, S]; see `Certificate`, statement 7."""
+    rows, stages = covers.shape
+    if stages == 1:
+        return bounds_below[:, None]
+    if routing == "direct":
+        # At lower prices a row may come to a cheaper stage than here, and stop there: only the bound for any stage holds.
+        return np.column_stack([np.full((len(bounds_below), stages - 1), bounds_below[-1]), bounds_below])
+    between = [covers[np.arange(rows), np.minimum(exits, stage)].sum(axis=1) for stage in range(1, stages - 1)]
+    bounds = [np.full_like(bounds_below, bounds_below[-1])]
+    if between:
+        bounds += list(simultaneous_bounds(rows, np.array(between).ravel(), delta).reshape(len(between), -1))
+    return np.column_stack([*bounds, bounds_below])
 
 
 def _pareto(

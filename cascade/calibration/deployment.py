@@ -30,6 +30,7 @@ class StageInputs:
         num_cpus: CPUs of a replica.
         num_gpus: GPUs of a replica.
         fixed: whether its replicas are not for the plan to choose, as with a stage inside the router.
+        owner: index of the stage on whose replicas it runs; None if they are its own. It is fixed then, and has as many.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StageInputs:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     fixed: bool = False
+    owner: int | None = None
 
     def batch_s(self, rows: int) -> float:
         """Seconds of a batch."""
@@ -83,28 +85,39 @@ class Deployment:
         """
         rows_per_s = np.array([stage.rows_per_s for stage in self.stages])
         if self.shared_cores is None:
-            return Capacity(rows_per_s)
+            return Capacity(rows_per_s, together=tuple(group for group in self.groups if len(group) > 1))
         work_s = np.array([stage.batch_s(stage.max_batch_size) / stage.max_batch_size for stage in self.stages])
-        return Capacity(rows_per_s, work_s, self.shared_cores)
+        return Capacity(rows_per_s, work_s, self.shared_cores, tuple(group for group in self.groups if len(group) > 1))
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The stages by whose replicas they run on."""
+        owners = [index if stage.owner is None else stage.owner for index, stage in enumerate(self.stages)]
+        return tuple(tuple(k for k, own in enumerate(owners) if own == owner) for owner in sorted(set(owners)))
 
     def with_replicas(self, replicas: Sequence[int]) -> "Deployment":
-        """The same with other numbers of replicas, one for each stage; a fixed stage keeps its own.
+        """The same with other numbers of replicas, one for each stage; a fixed stage keeps its own, or has its owner's.
 
         Raises:
             ConfigError: not one number for each stage, or one below 1.
         """
         if len(replicas) != len(self.stages) or min(replicas) < 1:
             raise ConfigError(f"replicas: expected {len(self.stages)} numbers from 1, got {list(replicas)}")
+        stages = [
+            stage if stage.fixed else replace(stage, replicas=int(count))
+            for stage, count in zip(self.stages, replicas, strict=True)
+        ]
         return replace(
             self,
             stages=tuple(
-                stage if stage.fixed else replace(stage, replicas=int(count))
-                for stage, count in zip(self.stages, replicas, strict=True)
+                stage if stage.owner is None else replace(stage, replicas=stages[stage.owner].replicas) for stage in stages
             ),
         )
 
     def utilisation(self, point: OperatingPoint) -> Floats:
-        """[S] load of each stage by its capacity at full batches, or the part of the shared cores that it takes."""
+        """[S] load of each stage by its capacity at full batches, or the part of the shared cores that it takes; of stages
+        on the same replicas, the part of these.
+        """
         if self.shared_cores is not None:
             work_s = self.capacity.work_s
             assert work_s is not None
@@ -117,7 +130,7 @@ class Deployment:
         Where a visit costs no more than its base price there is capacity to spare, and `batched_delay` applies. A surcharge
         says that the stage cannot keep up: it has a wait uniform between 0 and what the policy lets queue up, which is a
         share of the deadline of work or a batch for each place, and then a full batch. So it is with all stages behind
-        the first where they share cores that cannot keep up.
+        the first where they share cores that cannot keep up, and with all on the same replicas if one has a surcharge.
         """
         surcharged = point.prices > self.base_prices * (1 + 1e-9)
         surcharged[0] = point.shed > 0
@@ -134,6 +147,17 @@ class Deployment:
                 # Every replica runs all the time, and each gets its share of the cores.
                 stretches *= max(1.0, sum(stage.replicas for stage in self.stages) / self.shared_cores)
                 waiting = np.append(surcharged[0], np.ones(len(self.stages) - 1, np.bool_))
+        else:
+            taken = self.utilisation(point)
+            for group in (list(group) for group in self.groups if len(group) > 1):
+                busy, servers = float(taken[group].sum()), self.stages[group[0]].replicas
+                if busy >= 1 or surcharged[group].any():
+                    waiting[[k for k in group if k]] = True
+                else:
+                    others = busy - taken[group]  # as above: a stage's own batches are not in its way
+                    stretches[group] = [
+                        1.0 + erlang_c(servers, part * servers) / (servers * (1.0 - part)) for part in others
+                    ]
         visits = point.visits
         found = []
         for k, stage in enumerate(self.stages):

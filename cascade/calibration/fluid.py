@@ -38,6 +38,9 @@ class Capacity:
     """[S] seconds of the shared pool that a row takes at each stage, where all stages share the same cores."""
     pool: float = inf
     """Cores of the pool: seconds of work that it does in a second."""
+    together: tuple[tuple[int, ...], ...] = ()
+    """Stages that run on the same replicas, each group: every one of them runs its ``rows_per_s`` if the others have nothing
+    to do, and otherwise they share the time."""
 
     def __post_init__(self) -> None:
         if len(self.rows_per_s) == 0 or not (np.asarray(self.rows_per_s) > 0).all() or not self.pool > 0:
@@ -49,7 +52,7 @@ class Capacity:
 
     def times(self, factor: float) -> "Capacity":
         """All of it times a factor."""
-        return Capacity(np.asarray(self.rows_per_s) * factor, self.work_s, self.pool * factor)
+        return Capacity(np.asarray(self.rows_per_s) * factor, self.work_s, self.pool * factor, self.together)
 
     def admitted(self, rate: float) -> float:
         """theta: share of ``rate`` that stage 0 can run."""
@@ -61,7 +64,13 @@ class Capacity:
     def rows(self) -> tuple[Floats, Floats]:
         """The limits as rows of an LP, ``use @ visits a second <= limit``: [M, S] and [M]."""
         limited = np.isfinite(self.rows_per_s)
+        for group in self.together:
+            limited[list(group)] = False
         use, limit = np.diag(limited.astype(np.float64))[limited], np.asarray(self.rows_per_s, np.float64)[limited]
+        for group in self.together:
+            times = np.zeros(len(self.rows_per_s))
+            times[list(group)] = 1.0 / np.asarray(self.rows_per_s, np.float64)[list(group)]
+            use, limit = np.vstack([use, times]), np.append(limit, 1.0)
         if self.work_s is not None and self.pool < inf:
             use, limit = np.vstack([use, self.work_s]), np.append(limit, self.pool)
         return use, limit

@@ -125,7 +125,7 @@ class Sweep:
     @cached_property
     def oracle(self) -> Oracle:
         """Knows after which stage the served answer is right; its sequential frontier limits every rule of stopping."""
-        return Oracle.exact(self.judged.served, self.judged.cost)
+        return Oracle.exact(self.judged.served, self.judged.alone, paid=self.judged.paid)
 
     @cached_property
     def random(self) -> tuple[Floats, Floats]:
@@ -137,7 +137,7 @@ class Sweep:
         Returns:
             Cost and accuracy of the corners, to be joined by lines.
         """
-        cost, accuracy = np.cumsum(self.judged.cost), self.judged.served.mean(axis=0)
+        cost, accuracy = self.judged.paid, self.judged.served.mean(axis=0)
         hull = upper_hull(cost, accuracy)
         return cost[hull], accuracy[hull]
 
@@ -149,7 +149,7 @@ class Sweep:
     @property
     def top_cost(self) -> float:
         """Cost of the last stage alone."""
-        return float(self.judged.cost[-1])
+        return float(self.judged.alone[-1])
 
     @property
     def most_accurate(self) -> Point:
@@ -254,12 +254,12 @@ class Frontier:
     @cached_property
     def router(self) -> Oracle:
         """Exact oracle over the stages' own answers; a cascade that combines answers may be right where no stage is."""
-        return Oracle.exact(self.judged.right, self.judged.cost)
+        return Oracle.exact(self.judged.right, self.judged.alone, paid=self.judged.paid)
 
     @cached_property
     def nested(self) -> Oracle:
         """The oracle that marginals guarantee, alpha = 1."""
-        return Oracle.nested(self.accuracy, self.judged.cost)
+        return Oracle.nested(self.accuracy, self.judged.alone, paid=self.judged.paid)
 
     @cached_property
     def alpha(self) -> Floats:
@@ -270,11 +270,13 @@ class Frontier:
     def constant_alpha(self) -> Oracle | None:
         """The oracle estimated from marginals and the mean of the measured alphas; None where none can be measured."""
         known = self.alpha[np.isfinite(self.alpha)]
-        return Oracle.constant_alpha(self.accuracy, self.judged.cost, float(known.mean())) if len(known) else None
+        if not len(known):
+            return None
+        return Oracle.constant_alpha(self.accuracy, self.judged.alone, float(known.mean()), paid=self.judged.paid)
 
     def document(self) -> dict[str, Any]:
         """The frontier as plain values for JSON."""
-        singles = zip(self.judged.stages, self.accuracy.tolist(), self.judged.cost.tolist(), strict=True)
+        singles = zip(self.judged.stages, self.accuracy.tolist(), self.judged.alone.tolist(), strict=True)
         constant = self.constant_alpha
         return {
             "rows": self.judged.rows,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.calibration.outcome_arrays import alone_of
 from cascade.policy.price import continuation_value
 from cascade.policy.routing import Routing
 
@@ -77,7 +78,7 @@ class JudgedTable:
     stages: tuple[str, ...]
     """Names, cheapest first."""
     cost: Floats
-    """[S] cost of one row at each stage alone, rising."""
+    """[S] cost of a visit to each stage."""
     cost_unit: str
     """What ``cost`` counts."""
     right: Bools
@@ -91,6 +92,8 @@ class JudgedTable:
     """[N, S, S] at [n, k, j], j > k: expected gain of stage j for row n after stage k. 0 elsewhere."""
     group: NDArray[np.str_] | None = None
     """[N] slice of each row, for reports by group."""
+    resumes: Bools | None = None
+    """[S] whether each stage goes on from what the one before computed; None where none does."""
     routing: Routing = "cascade"
     """Whether rows may skip stages; then no stage of the table looks back at others' answers."""
 
@@ -98,6 +101,16 @@ class JudgedTable:
     def rows(self) -> int:
         """Number of rows, N."""
         return len(self.right)
+
+    @property
+    def alone(self) -> Floats:
+        """[S] cost of running a row to each stage's answer and asking no other, rising."""
+        return self.cost if self.resumes is None else alone_of(self.cost, self.resumes)
+
+    @property
+    def paid(self) -> Floats:
+        """[S] cost of a row that stops at each stage: of all stages that it ran on."""
+        return np.cumsum(self.cost)
 
     def exits(self, prices: Sequence[float] | Floats, lookahead: Sequence[float] | Floats | None = None) -> NDArray[np.intp]:
         """Stage at which each row stops, [N]; see `walk`."""
@@ -169,7 +182,7 @@ def price_path(cost: Floats, points: int = 60) -> list[Floats]:
     points between lie evenly on a logarithmic scale over the range in which something changes.
 
     Args:
-        cost: [S] cost of one row at each stage alone.
+        cost: [S] cost of a visit to each stage.
         points: how many, at least 3.
 
     Returns:

@@ -3,7 +3,7 @@
 Runs no model; knows nothing of prices or load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.scores import log_probabilities
 from cascade.errors import CalibrationMismatch, TableError
 from cascade.policy.direct_market import DirectMarket
-from cascade.policy.gain import Earlier, LogisticGain
+from cascade.policy.gain import Earlier, Judgement, LogisticGain
 from cascade.policy.market import Market
 from cascade.policy.routing import Routing
 
@@ -38,23 +38,51 @@ def judge_table(table: OutcomeTable, calibration: Calibration, routing: Routing 
         CalibrationMismatch: the table has other stages, or a stage looks back at others that rows may skip.
         TableError: the calibration reads probabilities that the table lacks.
     """
+    if routing == "direct":
+        calibration.check_looks_back_nowhere()
+        if table.resumes.any():
+            raise TableError("direct routing: a stage that resumes the one before it cannot be reached past that one")
+    names = table.stages
+    right = np.column_stack([table.correct(name) for name in names])
+    served = right.copy()
+    shape = right.shape
+    p_correct = np.empty(shape)
+    gains = np.zeros((*shape, len(names)), order="F")  # walks read whole columns
+    for rows, index, judgement in judgements(table, calibration):
+        p_correct[rows, index] = judgement.p_correct
+        gains[rows, index, index + 1 :] = judgement.gains
+        if judgement.recalled is not None:
+            served[rows, index] = np.where(judgement.recalled, served[rows, index - 1], right[rows, index])
+        elif calibration.stages[index].history_weight:
+            served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
+    resumes = table.resumes if table.resumes.any() else None
+    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, resumes, routing)
+
+
+def judgements(table: OutcomeTable, calibration: Calibration) -> Iterator[tuple[slice, int, Judgement]]:
+    """What the stages make of a table's rows, some at a time: each row at every stage in turn, as if none stopped.
+
+    Args:
+        table: see `judge_table`.
+        calibration: see `judge_table`.
+
+    Yields:
+        Rows, index of the stage, and its judgement of them; the stages of some rows before the next rows.
+
+    Raises:
+        CalibrationMismatch: see `judge_table`.
+        TableError: see `judge_table`.
+    """
     names = tuple(stage.name for stage in calibration.stages)
     if names != table.stages:
         raise CalibrationMismatch(
             f"the table has the stages {', '.join(table.stages)}, the calibration was made for {', '.join(names)}"
         )
     judges = [stage.judge() for stage in calibration.stages]
-    if routing == "direct":
-        calibration.check_looks_back_nowhere()
     for name, stage, judge in zip(names, calibration.stages, judges, strict=True):
         learned = any(isinstance(gain, LogisticGain) for gain in judge.gains)
         if (judge.history_weight or learned) and not table.has_probs(name):
             raise TableError(f"the calibration of stage {stage.name!r} reads probabilities; the table lacks probs/{name}")
-    right = np.column_stack([table.correct(name) for name in names])
-    served = right.copy()
-    shape = right.shape
-    p_correct = np.empty(shape)
-    gains = np.zeros((*shape, len(names)), order="F")  # walks read whole columns
     chunk = max(1, CHUNK_VALUES // (table.classes or 1))
     for start in range(0, table.rows, chunk):
         rows = slice(start, min(start + chunk, table.rows))
@@ -66,14 +94,8 @@ def judge_table(table: OutcomeTable, calibration: Calibration, routing: Routing 
                 score = table.score(name)[rows]
                 unknown = np.full((len(score), table.classes or 0), 1.0 / (table.classes or 1))
                 judgement = judge.read(unknown, score, earlier)
-            p_correct[rows, index] = judgement.p_correct
-            gains[rows, index, index + 1 :] = judgement.gains
-            if judgement.recalled is not None:
-                served[rows, index] = np.where(judgement.recalled, served[rows, index - 1], right[rows, index])
-            elif judge.history_weight:
-                served[rows, index] = judgement.probabilities.argmax(axis=1) == table.labels[rows]
+            yield rows, index, judgement
             earlier = Earlier(judgement.probabilities, judgement.p_correct)
-    return JudgedTable(names, table.cost, table.cost_unit, right, served, p_correct, gains, table.group, routing)
 
 
 def fitted_on_these(calibration: Calibration, digest: str, split: str | None, rows: OutcomeTable) -> bool:
@@ -135,7 +157,13 @@ def fit_and_judge(
     return calibration, judge_table(checked, calibration, routing)
 
 
-def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MARKET_ROWS, seed: int = 0) -> Market:
+def market_of(
+    judged: JudgedTable,
+    base_prices: Sequence[float],
+    rows: int = MARKET_ROWS,
+    seed: int = 0,
+    pools: Sequence[int] | None = None,
+) -> Market:
     """The demand of a table's rows by price, for a loop that sets prices while it serves.
 
     Args:
@@ -143,6 +171,7 @@ def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MAR
         base_prices: [S] price of a visit to each stage when nothing is scarce.
         rows: how many of them, drawn at random, stand for the traffic.
         seed: of that draw.
+        pools: see `Market`.
     """
     if judged.rows > rows:
         judged = judged.select(np.random.default_rng(seed).permutation(judged.rows)[:rows])
@@ -150,4 +179,4 @@ def market_of(judged: JudgedTable, base_prices: Sequence[float], rows: int = MAR
     # Single precision halves what is searched and shipped; gains are known to two digits at best.
     gains = [judged.gains[:, stage, stage + 1 :].astype(np.float32) for stage in range(stages - 1)]
     kind = DirectMarket if judged.routing == "direct" else Market
-    return kind(gains, judged.p_correct.astype(np.float32), base_prices)
+    return kind(gains, judged.p_correct.astype(np.float32), base_prices, pools=pools)

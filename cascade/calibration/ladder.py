@@ -6,101 +6,28 @@ cheaper ones are (alpha = 1), reaches the top accuracy A_n of a ladder at the me
 policy makes of it is another question. Where it is known row by row which model is right, `best_exact_ladders` looks at all
 ladders. Reads no file; knows no policy.
 
-Two costs: a *router* pays only the model that answers, a *sequential* cascade pays every model on the way.
+Two costs: a *router* pays only the model that answers, a *sequential* cascade pays every model on the way. Models may be
+exits of one network; then a cascade that goes from one to a deeper one pays what lies between, and a ladder that leaves an
+exit out has a network without its head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cascade.calibration.frontier import pareto
 from cascade.calibration.oracle import Oracle, measured_alpha
-from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.zoo import Zoo, visits
 from cascade.errors import ConfigError
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 MOST_EXACT = 12
 """Largest zoo whose every ladder is tried row by row: 2^11 ladders on 2^12 patterns of rightness."""
-
-
-class Model(BaseModel):
-    """One line of a zoo."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    model: str = Field(min_length=1)
-    accuracy: float = Field(ge=0, le=1)
-    cost: float = Field(gt=0, allow_inf_nan=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Zoo:
-    """Models to choose from, by rising cost."""
-
-    names: tuple[str, ...]
-    accuracy: Floats
-    """[n] share of rows that each is right about."""
-    cost: Floats
-    """[n] positive."""
-    cost_unit: str = ""
-    right: Bools | None = None
-    """[N, n] whether each model is right about each row, where that is known."""
-
-    @classmethod
-    def of(cls, lines: Sequence[Mapping[str, Any]], cost_unit: str = "") -> Self:
-        """Build a zoo from lines with ``model``, ``accuracy`` (a share) and ``cost``.
-
-        Raises:
-            ConfigError: no line, a name twice, or a line that is not such; the message names line and field.
-        """
-        models: list[Model] = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                models.append(Model.model_validate(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(map(str, first["loc"])) or "line"
-                given = "" if first["type"] == "missing" else f", got {first['input']!r}"
-                raise ConfigError(f"model {number}: {field}: {first['msg']}{given}") from error
-        if not models:
-            raise ConfigError("the zoo has no models")
-        names = [model.model for model in models]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ConfigError(f"model {twice[0]!r} is there twice")
-        models.sort(key=lambda model: (model.cost, -model.accuracy))
-        return cls(
-            tuple(model.model for model in models),
-            np.array([model.accuracy for model in models]),
-            np.array([model.cost for model in models]),
-            cost_unit,
-        )
-
-    @classmethod
-    def of_table(cls, table: OutcomeTable, cost: Mapping[str, float] | None = None, cost_unit: str = "") -> Self:
-        """Read the zoo off an outcome table, whose stages need not be a sensible ladder.
-
-        Args:
-            table: outcomes.
-            cost: of each stage by name, above 0; the table's own where left out.
-            cost_unit: what these costs count.
-
-        Raises:
-            ConfigError: a stage has no cost.
-        """
-        if cost is None:
-            cost, cost_unit = dict(zip(table.stages, table.cost.tolist(), strict=True)), table.cost_unit
-        if missing := [stage for stage in table.stages if stage not in cost]:
-            raise ConfigError(f"no cost for stage {missing[0]!r}")
-        stages = sorted(table.stages, key=lambda stage: cost[stage])
-        right = np.column_stack([table.correct(stage) for stage in stages])
-        return cls(tuple(stages), right.mean(axis=0), np.array([cost[stage] for stage in stages]), cost_unit, right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +42,7 @@ class Ladder:
     """`ladder_cost` of a sequential cascade."""
 
 
-def ladder_cost(accuracy: Floats, cost: Floats, *, sequential: bool) -> float:
+def ladder_cost(accuracy: Floats, cost: Floats, *, sequential: bool, network: NDArray[np.intp] | None = None) -> float:
     """Mean cost of reaching the top accuracy, rungs as right as those above them wherever they are right (alpha = 1).
 
     With A_0 = A_K - 1, the share A_K - A_0 = 1 of rows starts at the first rung, and
@@ -127,12 +54,15 @@ def ladder_cost(accuracy: Floats, cost: Floats, *, sequential: bool) -> float:
         accuracy: [K] rising.
         cost: [K] rising.
         sequential: pay every rung on the way.
+        network: [K] see `Zoo.network`; R_i is then what is paid for rung i after rung i - 1, see `visits`.
     """
     below = np.concatenate([[accuracy[-1] - 1], accuracy[:-1]])
-    return float(((accuracy[-1] if sequential else accuracy) - below) @ cost)
+    if not sequential:
+        return float((accuracy - below) @ cost)
+    return float((accuracy[-1] - below) @ np.diagonal(visits(cost, network)))
 
 
-def rung_savings(accuracy: Floats, cost: Floats, *, sequential: bool) -> Floats:
+def rung_savings(accuracy: Floats, cost: Floats, *, sequential: bool, network: NDArray[np.intp] | None = None) -> Floats:
     """What `ladder_cost` would rise by if a rung were left out; negative where it costs more than it saves.
 
     For rung m between i and j, with A_0 = A_K - 1 below the first:
@@ -140,10 +70,14 @@ def rung_savings(accuracy: Floats, cost: Floats, *, sequential: bool) -> Floats:
         router      (A_m - A_i) (R_j - R_m)                 the rectangle it cuts from under the staircase, never negative
         sequential  (A_m - A_i) R_j - (A_K - A_i) R_m       so it pays iff R_m / R_j < (A_m - A_i) / (A_K - A_i)
 
+    and with R_ij for what j costs after i, (A_K - A_i) (R_ij - R_im) - (A_K - A_m) R_mj. Between exits of one network that
+    is (A_m - A_i) R_mj, never negative: a head costs nothing here.
+
     Args:
         accuracy: [K] rising.
         cost: [K] rising.
         sequential: pay every rung on the way.
+        network: [K] see `Zoo.network`.
 
     Returns:
         [K - 1]: the last rung is the accuracy itself and cannot be left out.
@@ -151,24 +85,35 @@ def rung_savings(accuracy: Floats, cost: Floats, *, sequential: bool) -> Floats:
     below = np.concatenate([[accuracy[-1] - 1], accuracy[:-2]])
     solved, here, above = accuracy[:-1] - below, cost[:-1], cost[1:]
     if sequential:
-        return np.asarray(solved * above - (accuracy[-1] - below) * here)
+        paid, rung = visits(cost, network), np.arange(len(cost) - 1)
+        left_out, with_it, onwards = paid[rung, rung + 1], paid[rung, rung], paid[rung + 1, rung + 1]
+        top = accuracy[-1]
+        return np.asarray((top - below) * (left_out - with_it) - (top - accuracy[:-1]) * onwards)
     return np.asarray(solved * (above - here))
 
 
-def best_ladders(accuracy: Floats, cost: Floats, *, sequential: bool, most: int | None = None) -> list[Ladder]:
+def best_ladders(
+    accuracy: Floats,
+    cost: Floats,
+    *,
+    sequential: bool,
+    most: int | None = None,
+    network: NDArray[np.intp] | None = None,
+) -> list[Ladder]:
     """The cheapest ladder of every size that reaches the accuracy of the best model.
 
     Either cost is a sum over neighbouring rungs, so the best ladder of k rungs is a shortest path with k edges from A_0 to
     the top (dynamic programming, O(most n^2)):
 
         D[1, j] = edge(0, j),    D[k, j] = min_{i<j} D[k-1, i] + edge(i, j)
-        edge(i, j) = (A_j - A_i) R_j  for a router,  (A_n - A_i) R_j  for a sequential cascade
+        edge(i, j) = (A_j - A_i) R_j  for a router,  (A_n - A_i) R_ij  for a sequential cascade, see `visits`
 
     Args:
         accuracy: [n] of models that are not dominated, rising.
         cost: [n] rising.
         sequential: which of the two costs is least.
         most: largest number of rungs; n if left out.
+        network: [n] see `Zoo.network`.
 
     Returns:
         Ladders of 1, 2, ... rungs, indices into the arguments.
@@ -184,10 +129,13 @@ def best_ladders(accuracy: Floats, cost: Floats, *, sequential: bool, most: int 
     sizes = models if most is None else min(most, models)
     start = accuracy[-1] - 1
     least = (accuracy[-1] - start if sequential else accuracy - start) * cost
-    edges = ((accuracy[-1] - accuracy[:, None]) if sequential else (accuracy - accuracy[:, None])) * cost
+    if sequential:
+        edges = (accuracy[-1] - accuracy[:, None]) * visits(cost, network)[1:]
+    else:
+        edges = (accuracy - accuracy[:, None]) * cost
     edges[np.tril_indices(models)] = np.inf
     before = np.empty((sizes, models), dtype=np.intp)
-    ladders = [_ladder((models - 1,), accuracy, cost)]
+    ladders = [_ladder((models - 1,), accuracy, cost, network)]
     for size in range(1, sizes):
         through = least[:, None] + edges
         before[size] = through.argmin(axis=0)
@@ -195,7 +143,7 @@ def best_ladders(accuracy: Floats, cost: Floats, *, sequential: bool, most: int 
         rungs = [models - 1]
         for step in range(size, 0, -1):
             rungs.append(int(before[step, rungs[-1]]))
-        ladders.append(_ladder(tuple(reversed(rungs)), accuracy, cost))
+        ladders.append(_ladder(tuple(reversed(rungs)), accuracy, cost, network))
     return ladders
 
 
@@ -241,7 +189,8 @@ def best_exact_ladders(zoo: Zoo, *, sequential: bool, most: int | None = None) -
         solved = patterns & members
         lowest = solved & -solved
         first = np.array([share[lowest == 1 << k].sum() for k in rungs])
-        oracle = Oracle(zoo.cost[rungs], np.minimum(np.cumsum(first), 1.0))
+        paid = np.cumsum(np.diagonal(visits(zoo.cost[rungs], zoo.network_of(rungs))))
+        oracle = Oracle(zoo.cost[rungs], np.minimum(np.cumsum(first), 1.0), paid=paid)
         cost = oracle.cost_at(float(zoo.accuracy[top]), sequential=sequential)
         if size not in best or cost < best[size].cost:
             best[size] = ExactLadder(tuple(rungs), cost)
@@ -284,7 +233,8 @@ class Design:
     @cached_property
     def not_paying(self) -> tuple[int, ...]:
         """Models that a cascade over all of `kept` is better without, each looked at alone."""
-        savings = rung_savings(self.zoo.accuracy[self.kept], self.zoo.cost[self.kept], sequential=True)
+        zoo, kept = self.zoo, self.kept
+        savings = rung_savings(zoo.accuracy[kept], zoo.cost[kept], sequential=True, network=zoo.network_of(kept))
         return tuple(self.kept[:-1][savings < 0].tolist())
 
     @cached_property
@@ -300,7 +250,8 @@ class Design:
         chosen = list(rungs)
         if self.alpha is None:
             return None
-        return Oracle.constant_alpha(self.zoo.accuracy[chosen], self.zoo.cost[chosen], self.alpha)
+        paid = np.cumsum(np.diagonal(visits(self.zoo.cost[chosen], self.zoo.network_of(chosen))))
+        return Oracle.constant_alpha(self.zoo.accuracy[chosen], self.zoo.cost[chosen], self.alpha, paid=paid)
 
     def document(self) -> dict[str, Any]:
         """The design as plain values for JSON."""
@@ -325,7 +276,7 @@ class Design:
     def _ladder_document(self, ladder: Ladder) -> dict[str, Any]:
         """A ladder along the paper's three axes: range, size and granularity of its states."""
         rungs = list(ladder.rungs)
-        accuracy, cost = self.zoo.accuracy[rungs], self.zoo.cost[rungs]
+        accuracy, cost, network = self.zoo.accuracy[rungs], self.zoo.cost[rungs], self.zoo.network_of(rungs)
         estimate = self.constant_alpha(rungs)
         return {
             "rungs": [self.zoo.names[k] for k in rungs],
@@ -343,7 +294,7 @@ class Design:
                 "cost": ladder.sequential_cost,
                 "subset_gain": self.top_cost / ladder.sequential_cost,
                 "subset_regret": ladder.sequential_cost / self.all_kept.sequential_cost,
-                "rung_savings": rung_savings(accuracy, cost, sequential=True).tolist(),
+                "rung_savings": rung_savings(accuracy, cost, sequential=True, network=network).tolist(),
                 "gain_constant_alpha": None if estimate is None else estimate.sequential_gain,
             },
         }
@@ -379,8 +330,10 @@ def design(zoo: Zoo, most: int = 8) -> Design:
     def of_zoo(ladders: Sequence[Ladder]) -> tuple[Ladder, ...]:
         return tuple(replace(ladder, rungs=tuple(kept[list(ladder.rungs)].tolist())) for ladder in ladders)
 
+    network = zoo.network_of(kept)
     by_router, by_cascade = (
-        of_zoo(best_ladders(zoo.accuracy[kept], zoo.cost[kept], sequential=sequential)) for sequential in (False, True)
+        of_zoo(best_ladders(zoo.accuracy[kept], zoo.cost[kept], sequential=sequential, network=network))
+        for sequential in (False, True)
     )
     exact: tuple[tuple[ExactLadder, ...], ...] | tuple[None, None] = (None, None)
     if zoo.right is not None and len(zoo.names) <= MOST_EXACT:
@@ -388,7 +341,8 @@ def design(zoo: Zoo, most: int = 8) -> Design:
     return Design(zoo, kept, by_router, by_cascade, exact[0], exact[1], most)
 
 
-def _ladder(rungs: tuple[int, ...], accuracy: Floats, cost: Floats) -> Ladder:
+def _ladder(rungs: tuple[int, ...], accuracy: Floats, cost: Floats, network: NDArray[np.intp] | None) -> Ladder:
     chosen = list(rungs)
-    costs = (ladder_cost(accuracy[chosen], cost[chosen], sequential=sequential) for sequential in (False, True))
+    own = None if network is None else network[chosen]
+    costs = (ladder_cost(accuracy[chosen], cost[chosen], sequential=way, network=own) for way in (False, True))
     return Ladder(rungs, *costs)

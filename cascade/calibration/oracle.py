@@ -34,15 +34,25 @@ class Oracle:
     """[K] u: share of inputs that some state up to this one answers rightly; never falls."""
     fallback: Fallback = "cheapest"
     """Where inputs stop that no state answers rightly."""
+    paid: Floats | None = None
+    """[K] cost C of an input that passes every state up to this one; R_1 + ... + R_i where left out. Less where states are
+    exits of one network, each of which goes on from the one before."""
 
     @classmethod
-    def exact(cls, right: NDArray[Any], cost: Sequence[float] | Floats, fallback: Fallback = "cheapest") -> Self:
+    def exact(
+        cls,
+        right: NDArray[Any],
+        cost: Sequence[float] | Floats,
+        fallback: Fallback = "cheapest",
+        paid: Floats | None = None,
+    ) -> Self:
         """Measure u row by row.
 
         Args:
             right: [N, K] whether each state is right about each input.
             cost: [K] cost of each state alone.
             fallback: where inputs stop that no state answers rightly.
+            paid: see `Oracle`.
 
         Raises:
             ConfigError: shapes differ, there is no row, or costs are not positive and rising.
@@ -50,7 +60,7 @@ class Oracle:
         right = np.asarray(right, dtype=np.bool_)
         if right.ndim != 2 or not len(right):
             raise ConfigError(f"right: expected an array [N, K] with at least one row, got shape {right.shape}")
-        return cls(_rising(cost, right.shape[1]), np.logical_or.accumulate(right, axis=1).mean(axis=0), fallback)
+        return cls(_rising(cost, right.shape[1]), np.logical_or.accumulate(right, axis=1).mean(axis=0), fallback, paid)
 
     @classmethod
     def constant_alpha(
@@ -59,6 +69,7 @@ class Oracle:
         cost: Sequence[float] | Floats,
         alpha: float | Sequence[float] | Floats,
         fallback: Fallback = "cheapest",
+        paid: Floats | None = None,
     ) -> Self:
         """Estimate u from marginals: u_1 = A_1, u_i = A_i + (1 - alpha_i) u_{i-1}.
 
@@ -71,6 +82,7 @@ class Oracle:
             cost: [K] cost of each state alone.
             alpha: one value for all states, or [K - 1] from the second state on.
             fallback: where inputs stop that no state answers rightly.
+            paid: see `Oracle`.
 
         Raises:
             ConfigError: lengths differ, an accuracy or alpha is no share, or costs are not positive and rising.
@@ -87,11 +99,15 @@ class Oracle:
             both = np.clip(alphas[i - 1] * before, max(0.0, accuracies[i] + before - 1), min(before, accuracies[i]))
             solved[i] = accuracies[i] + before - both
         # Rounding alone must not let u fall or pass 1.
-        return cls(rising, np.minimum(np.maximum.accumulate(solved), 1.0), fallback)
+        return cls(rising, np.minimum(np.maximum.accumulate(solved), 1.0), fallback, paid)
 
     @classmethod
     def nested(
-        cls, accuracy: Sequence[float] | Floats, cost: Sequence[float] | Floats, fallback: Fallback = "cheapest"
+        cls,
+        accuracy: Sequence[float] | Floats,
+        cost: Sequence[float] | Floats,
+        fallback: Fallback = "cheapest",
+        paid: Floats | None = None,
     ) -> Self:
         """Bound u from below by marginals: alpha = 1, dearer states are right wherever cheaper ones are.
 
@@ -102,16 +118,22 @@ class Oracle:
             accuracy: [K] accuracy A of each state.
             cost: [K] cost of each state alone.
             fallback: where inputs stop that no state answers rightly.
+            paid: see `Oracle`.
 
         Raises:
             ConfigError: see `constant_alpha`.
         """
-        return cls.constant_alpha(accuracy, cost, 1.0, fallback)
+        return cls.constant_alpha(accuracy, cost, 1.0, fallback, paid)
 
     @property
     def accuracy(self) -> float:
         """u_K: share of inputs that some state answers rightly."""
         return float(self.solved[-1])
+
+    @property
+    def paid_on_the_way(self) -> Floats:
+        """[K] C."""
+        return np.cumsum(self.cost) if self.paid is None else self.paid
 
     @property
     def first_solved(self) -> Floats:
@@ -133,7 +155,7 @@ class Oracle:
     @property
     def sequential_cost(self) -> float:
         """Mean cost when every state on the way is paid: `router_cost` with C_i in the place of R_i."""
-        return float(self.exit_shares @ np.cumsum(self.cost))
+        return float(self.exit_shares @ self.paid_on_the_way)
 
     @property
     def router_gain(self) -> float:
@@ -159,7 +181,7 @@ class Oracle:
         Returns:
             Cost [K] and accuracy [K] of the corners.
         """
-        paid = np.cumsum(self.cost) if sequential else self.cost
+        paid = self.paid_on_the_way if sequential else self.cost
         bought = self.first_solved
         bought[0] = 0.0
         return paid[0] + np.cumsum(bought * (paid - paid[0])), self.solved

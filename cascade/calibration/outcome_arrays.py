@@ -34,6 +34,21 @@ def text(values: Iterable[object]) -> NDArray[np.str_]:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
+def alone_of(cost: NDArray[np.float64], resumes: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[S] what a row costs that is run to each stage's answer alone: a stage that resumes needs those before it.
+
+    Args:
+        cost: [S] what each stage itself costs.
+        resumes: [S] whether it goes on from the stage before.
+    """
+    total = np.cumsum(cost)
+    starts = np.flatnonzero(~resumes)
+    # What was spent before the stage that begins at the inputs.
+    before = (total - cost)[starts[np.searchsorted(starts, np.arange(len(cost)), side="right") - 1]]
+    alone: NDArray[np.float64] = total - before if resumes.any() else cost
+    return alone
+
+
 def listed(names: Iterable[object]) -> str:
     """Return names as a message shows them."""
     return ", ".join(str(name) for name in names)
@@ -66,6 +81,7 @@ class Fields(TypedDict):
 
     stages: tuple[str, ...]
     cost: NDArray[np.float64]
+    resumes: NDArray[np.bool_]
     cost_unit: str
     labels: NDArray[np.int64]
     outputs: Mapping[str, StageOutputs]
@@ -91,7 +107,8 @@ class _Check:
 
     def fields(self) -> Fields:
         stages = self._stages()
-        cost = self._cost(stages)
+        resumes = self._resumes(stages)
+        cost = self._cost(stages, resumes)
         cost_unit = self._needed("cost_unit")
         if cost_unit.shape != () or cost_unit.dtype.kind != "U" or not cost_unit.item():
             raise self._error("cost_unit", "expected one text that is not empty")
@@ -104,6 +121,7 @@ class _Check:
         return {
             "stages": stages,
             "cost": cost,
+            "resumes": resumes,
             "cost_unit": str(cost_unit.item()),
             "labels": labels,
             "outputs": MappingProxyType(outputs),
@@ -155,23 +173,36 @@ class _Check:
                 raise self._error("stages", f"row {row} is {stage!r} again; each stage has its own name")
         return stages
 
-    def _cost(self, stages: tuple[str, ...]) -> NDArray[np.float64]:
+    def _resumes(self, stages: tuple[str, ...]) -> NDArray[np.bool_]:
+        if "resumes" not in self._arrays:
+            return frozen(np.zeros(len(stages), dtype=np.bool_))
+        array = self._column("resumes", None, "biu", "truth value")
+        if len(array) != len(stages):
+            raise self._error("resumes", f"has {len(array)} entries, stages has {len(stages)}")
+        if (row := _first((array != 0) & (array != 1))) is not None:
+            raise self._error("resumes", f"row {row} is {array[row]}; expected 0 or 1")
+        if array[0]:
+            raise self._error("resumes", f"row 0 ({stages[0]}) is 1; there is no stage before it")
+        return frozen(array.astype(np.bool_, copy=False))
+
+    def _cost(self, stages: tuple[str, ...], resumes: NDArray[np.bool_]) -> NDArray[np.float64]:
         array = self._column("cost", None, "fiu", "number").astype("<f8")
         if len(array) != len(stages):
             raise self._error("cost", f"has {len(array)} entries, stages has {len(stages)}")
         if (row := _first(~(np.isfinite(array) & (array > 0)))) is not None:
             raise self._error("cost", f"row {row} ({stages[row]}) is {array[row]:g}; a cost is finite and above 0")
-        if (row := _first(np.diff(array) <= 0)) is not None:
+        alone = alone_of(array, resumes)
+        if (row := _first(np.diff(alone) <= 0)) is not None:
             raise self._error(
                 "cost",
-                f"row {row + 1} ({stages[row + 1]}) is {array[row + 1]:g} after {array[row]:g}; "
+                f"row {row + 1} ({stages[row + 1]}) is {alone[row + 1]:g} after {alone[row]:g}; "
                 "stages stand cheapest first and their costs rise",
             )
         return frozen(array)
 
     def _only_known_names(self, stages: tuple[str, ...]) -> None:
         for name in self._arrays:
-            if name in ("stages", "cost", "cost_unit", "labels", "group", "split"):
+            if name in ("stages", "cost", "resumes", "cost_unit", "labels", "group", "split"):
                 continue
             form, _, stage = name.partition("/")
             if form not in FORMS or not stage:

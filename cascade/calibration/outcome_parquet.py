@@ -14,7 +14,7 @@ from cascade.calibration.outcome_arrays import Array, text
 from cascade.errors import TableError
 
 KEY = b"cascade"
-"""Metadata key of a JSON object with ``stages``, ``cost`` and ``cost_unit``."""
+"""Metadata key of a JSON object with ``stages``, ``cost``, ``cost_unit`` and, where a stage does, ``resumes``."""
 WHOLE = ("stages", "cost", "cost_unit")
 
 
@@ -37,6 +37,7 @@ def read_parquet(path: Path) -> dict[str, Array]:
             "stages": text(whole["stages"]),
             "cost": np.asarray(whole["cost"]),
             "cost_unit": np.array(whole["cost_unit"]),
+            **({"resumes": np.asarray(whole["resumes"])} if "resumes" in whole else {}),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise TableError(
@@ -54,10 +55,11 @@ def write_parquet(path: Path, arrays: Mapping[str, Array]) -> None:
         TableError: pyarrow is missing.
     """
     pa, parquet = _pyarrow()
-    whole = {name: arrays[name].tolist() for name in WHOLE}
+    of_table = [name for name in (*WHOLE, "resumes") if name in arrays]
+    whole = {name: arrays[name].tolist() for name in of_table}
     columns = {}
     for name, array in arrays.items():
-        if name not in WHOLE:
+        if name not in of_table:
             flat = pa.array(np.ascontiguousarray(array).reshape(-1))
             columns[name] = flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
     table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(whole)})

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.calibration.outcome_arrays import FORMS, Array, StageOutputs, check, frozen, listed, text
+from cascade.calibration.outcome_arrays import FORMS, Array, StageOutputs, alone_of, check, frozen, listed, text
 from cascade.calibration.outcome_parquet import read_parquet, write_parquet
 from cascade.errors import TableError
 
@@ -31,7 +31,9 @@ class OutcomeTable:
     stages: tuple[str, ...]
     """Names, cheapest first."""
     cost: NDArray[np.float64]
-    """[S] cost of one row at each stage, in ``cost_unit``; positive and strictly rising."""
+    """[S] cost of one row at each stage, in ``cost_unit``; positive, and `alone` strictly rising."""
+    resumes: NDArray[np.bool_]
+    """[S] whether each stage goes on from what the one before computed, as a later exit of its network."""
     cost_unit: str
     """What ``cost`` counts, such as ``"seconds"`` or ``"MFLOP"``."""
     labels: NDArray[np.int64]
@@ -61,7 +63,7 @@ class OutcomeTable:
         """Validate arrays named as in the file.
 
         Args:
-            arrays: ``stages``, ``cost``, ``cost_unit``, ``labels``, and ``form/stage`` arrays; see the file format.
+            arrays: ``stages``, ``cost``, ``cost_unit``, ``labels``, ``form/stage`` arrays and so on; see the file format.
             source: how error messages call the table.
 
         Raises:
@@ -73,6 +75,11 @@ class OutcomeTable:
     def rows(self) -> int:
         """Number of rows, N."""
         return len(self.labels)
+
+    @property
+    def alone(self) -> NDArray[np.float64]:
+        """[S] cost of running a row to each stage's answer and asking no other: all segments of a network up to there."""
+        return alone_of(self.cost, self.resumes)
 
     @property
     def classes(self) -> int | None:
@@ -144,6 +151,7 @@ class OutcomeTable:
         return OutcomeTable(
             self.stages,
             self.cost,
+            self.resumes,
             self.cost_unit,
             frozen(self.labels[rows]),
             MappingProxyType({stage: outputs.take(rows) for stage, outputs in self.outputs.items()}),
@@ -183,6 +191,8 @@ class OutcomeTable:
         named: dict[str, Array] = {
             "stages": text(self.stages),
             "cost": self.cost,
+            # Left out where it says nothing, so that tables made before there was such a thing keep their digests.
+            **({"resumes": self.resumes} if self.resumes.any() else {}),
             "cost_unit": np.array(self.cost_unit),
             "labels": self.labels,
         }

@@ -144,13 +144,15 @@ def _program(
     right = np.array([used.accuracy for used in gears])
     visits = np.array([used.visits for used in gears])
     one = deployment.with_replicas([1] * len(deployment.stages))
+    of_owner = np.array([[float(k in group) for k in range(len(deployment.stages))] for group in deployment.groups])
+    owners = [group[0] for group in deployment.groups]
     stages, count = len(deployment.stages), len(gears)
     weight = _weights(deployment)
     each = HEADROOM * one.capacity.rows_per_s
     # A fixed stage counts with the replicas it has.
     lowest = np.array([1.0] * stages)
     highest = np.array([1.0 if stage.fixed else float(MOST_REPLICAS) for stage in deployment.stages])
-    rows = [LinearConstraint(np.hstack([(rate * visits / each).T, -np.eye(stages)]), ub=0.0)]
+    rows = [LinearConstraint(np.hstack([of_owner @ (rate * visits / each).T, -np.eye(stages)[owners]]), ub=0.0)]
     whole = np.append(np.ones(count), np.zeros(stages))
     if one.capacity.work_s is not None:
         work = rate * (visits @ one.capacity.work_s) / (HEADROOM * one.capacity.pool)
@@ -193,9 +195,15 @@ def _one_more(deployment: Deployment, k: int) -> Deployment | None:
 
 
 def _demand(judged: JudgedTable, found: Suggestion) -> Floats:
-    """Load of each stage by its capacity if visits cost no more than their base prices."""
+    """Load of each stage by its capacity if visits cost no more than their base prices; of stages on the same replicas, all
+    of it with the one that owns them.
+    """
     visits = judged.walk(unloaded_prices(judged, found.deployment.base_prices)).visits
-    return np.asarray(found.point.rate * visits / found.deployment.capacity.rows_per_s)
+    loads = np.asarray(found.point.rate * visits / found.deployment.capacity.rows_per_s)
+    demand = np.zeros(len(loads))
+    for group in found.deployment.groups:
+        demand[group[0]] = loads[list(group)].sum()
+    return demand
 
 
 def _faster(judged: JudgedTable, found: Suggestion, rate: float, slo_s: float, budget: float) -> Suggestion:

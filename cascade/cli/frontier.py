@@ -137,7 +137,7 @@ def _show_points(made: Frontier, source: str) -> None:
         shown.add_section()
         add("as configured", made.operating)
     shown.add_section()
-    for name, cost, accuracy in zip(judged.stages, judged.cost, made.accuracy, strict=True):
+    for name, cost, accuracy in zip(judged.stages, judged.alone, made.accuracy, strict=True):
         shown.add_row(f"only {name}", amount(cost), times(main.top_cost / cost), f"{100 * accuracy:.2f}")
     console.print(shown)
 

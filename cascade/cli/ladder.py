@@ -10,9 +10,10 @@ import yaml
 from rich.table import Table
 
 from cascade.calibration.artefact import ServiceProfile
-from cascade.calibration.ladder import MOST_EXACT, Design, ExactLadder, Ladder, Zoo, rung_savings
+from cascade.calibration.ladder import MOST_EXACT, Design, ExactLadder, Ladder, rung_savings
 from cascade.calibration.ladder import design as make_design
 from cascade.calibration.outcomes import OutcomeTable
+from cascade.calibration.zoo import Zoo
 from cascade.cli.console import console, print_json, usage_errors
 from cascade.cli.outputs import amount, say_written, times, write_outputs
 from cascade.errors import ConfigError
@@ -165,7 +166,7 @@ def _names(made: Design, one: Ladder | ExactLadder) -> str:
 
 def _show_rungs(made: Design) -> None:
     zoo, chosen = made.zoo, list(made.chosen.rungs)
-    savings = rung_savings(zoo.accuracy[chosen], zoo.cost[chosen], sequential=True)
+    savings = rung_savings(zoo.accuracy[chosen], zoo.cost[chosen], sequential=True, network=zoo.network_of(chosen))
     shown = Table(title=f"Cheapest cascade of at most {made.most} rungs", title_justify="left")
     shown.add_column("rung")
     for column in (f"cost ({zoo.cost_unit})" if zoo.cost_unit else "cost", "step", "accuracy", "saves a row"):

@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
 
 def check(spec: SpecPath, as_json: AsJson = False) -> None:
     """Check a spec, its weights and its calibration without starting anything."""
-    from cascade.profiling import load_network  # torch takes a second to import, which other commands need not wait for
+    from cascade.loading import load_chain  # torch takes a second to import, which other commands need not wait for
 
     with usage_errors():
         ladder = Ladder.read(spec)
         digests = ladder.stage_digests()
-        for stage in ladder.spec.stages:
-            load_network(ladder, stage)
+        for index in range(len(ladder.spec.stages)):
+            load_chain(ladder, range(index, index + 1))
         problem = _calibration_problem(ladder, digests)
     if as_json:
         print_json({"name": ladder.spec.name, "stages": digests, "calibrated": problem is None, "problem": problem})
@@ -41,10 +41,10 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         for column in ("stage", f"cost ({ladder.spec.cost_unit})", "step", "placement", "base price", "digest"):
             table.add_column(column, justify="right" if "cost" in column or column == "step" else "left")
         before = None
-        for stage, price in zip(ladder.spec.stages, ladder.spec.base_prices, strict=True):
-            step = "" if before is None else f"x{stage.cost / before:.1f}"
-            before = stage.cost
-            where = "router" if stage.placement == "router" else f"{stage.replicas} replica(s)"
+        for stage, price, alone in zip(ladder.spec.stages, ladder.spec.base_prices, ladder.spec.costs_alone, strict=True):
+            step = "" if before is None else f"x{alone / before:.1f}"
+            before = alone
+            where = stage.placement if stage.placement != "replica" else f"{stage.replicas} replica(s)"
             row = (stage.name, f"{stage.cost:,.0f}", step, where, f"{price:.3g}", digests[stage.name][:12])
             table.add_row(*row)
         console.print(table)

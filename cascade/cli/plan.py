@@ -23,6 +23,7 @@ from cascade.policy.market import RHO
 from cascade.report.plan import plan_figure
 from cascade.report.style import save
 from cascade.spec import Ladder
+from cascade.spec_exits import owners_of
 
 SLACK = 0.001
 """How much less than the unloaded accuracy is asked for when no target is named."""
@@ -153,7 +154,11 @@ def deployment_of(
     """
     spec = ladder.spec
     stages = []
-    for stage, base_price, measured in zip(spec.stages, spec.base_prices, service.stages, strict=True):
+    owners = owners_of(spec.stages)
+    for index, (stage, base_price, measured) in enumerate(zip(spec.placed, spec.base_prices, service.stages, strict=True)):
+        owner = spec.stages[owners[index]]
+        if owner.name != stage.name and stage.name in replicas:
+            raise ConfigError(f"--replicas: stage {stage.name!r} runs together with {owner.name!r}, whose replicas it has")
         in_router = stage.placement == "router"
         if in_router and stage.name in replicas:
             raise ConfigError(f"--replicas: stage {stage.name!r} runs inside the router and has no replicas of its own")
@@ -163,12 +168,13 @@ def deployment_of(
                 a_s=measured.a_s,
                 b_s=measured.b_s,
                 max_batch_size=stage.max_batch_size,
-                replicas=spec.router.replicas if in_router else replicas.get(stage.name, stage.replicas),
+                replicas=spec.router.replicas if in_router else replicas.get(owner.name, stage.replicas),
                 calls=1 if in_router else stage.calls_per_replica,
                 base_price=base_price,
                 num_cpus=stage.num_cpus,
                 num_gpus=0.0 if in_router else stage.num_gpus,
-                fixed=in_router,
+                fixed=in_router or owner.name != stage.name,
+                owner=None if owner.name == stage.name else owners[index],
             )
         )
     unknown = replicas.keys() - {stage.name for stage in stages}

@@ -18,10 +18,12 @@ from cascade.calibration.frontier import frontier
 from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.plan import PlanSources, make_plan
+from cascade.calibration.watching import fit_product, seen_by_rule
 from cascade.cli.console import console, print_json, progress_bar, usage_errors
 from cascade.cli.plan import deployment_of
 from cascade.cli.simulate import TEST_TABLE, stage_servers, with_replicas
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.report.anytime import Anytime, watch
 from cascade.report.degradation import REQUESTS, Rig, degrade
 from cascade.report.page import write_report
 from cascade.report.reliability import stage_reliability
@@ -29,7 +31,7 @@ from cascade.report.style import pyplot
 from cascade.report.summary import Report, Source
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
-from cascade.spec import Ladder
+from cascade.spec import CascadeSpec, Ladder
 
 LOADS = "0.5,1,2,4,6,8,10"
 """Multiples of the rate at which the first stage is full."""
@@ -198,7 +200,21 @@ def make_report(
         reliability=stage_reliability(judged.walk(base_prices)),
         plan=plan,
         degradation=degradation,
+        anytime=_watched(spec, calibration, profile, fitted, outcomes),
     )
+
+
+def _watched(
+    spec: CascadeSpec, calibration: Calibration, profile: ServiceProfile, fitted: OutcomeTable, outcomes: OutcomeTable
+) -> Anytime | None:
+    """What clients that watch see of the test rows; None where a table has no probabilities, or rows skip stages."""
+    if spec.routing == "direct" or not all(table.has_probs(name) for table in (fitted, outcomes) for name in table.stages):
+        return None
+    curves = fit_product(fitted, judge_table(fitted, calibration).exits(spec.base_prices))
+    hops = [0.0 if stage.placement == "router" else 2 * HOP_S for stage in spec.stages]
+    seconds = [stage.a_s + stage.b_s + hop_s for stage, hop_s in zip(profile.stages, hops, strict=True)]
+    seen = seen_by_rule(outcomes, calibration, curves)
+    return watch(judge_table(outcomes, calibration), outcomes.labels, seen, spec.base_prices, seconds)
 
 
 def parse_loads(text: str) -> list[float]:

@@ -104,7 +104,7 @@ async def _send(
 def _print(ladder: Ladder, tally: Tally, rows: int, seconds: float, connections: int) -> None:
     spec = ladder.spec
     answered = len(tally.latencies_s)
-    top = spec.stages[-1]
+    top, alone = spec.stages[-1], spec.costs_alone[-1]
     p50, p99 = np.quantile(tally.latencies_s, (0.5, 0.99)) * 1e3
     table = Table(title=f"{spec.name}: {answered:,} of {rows:,} test rows answered", title_justify="left", show_header=False)
     table.add_column()
@@ -118,8 +118,8 @@ def _print(ladder: Ladder, tally: Tally, rows: int, seconds: float, connections:
     table.add_section()
     mean_cost = tally.cost / answered
     table.add_row(f"mean cost ({spec.cost_unit})", f"{mean_cost:,.0f}")
-    table.add_row(f"always using {top.name}", f"{top.cost:,.0f}")
-    table.add_row("cost saved", f"x{top.cost / mean_cost:.1f}")
+    table.add_row(f"always using {top.name}", f"{alone:,.0f}")
+    table.add_row("cost saved", f"x{alone / mean_cost:.1f}")
     table.add_row("degraded by load", f"{tally.degraded / answered:.2%}")
     for status, count in sorted(tally.failed.items()):
         table.add_row(f"refused with {status}", f"{count:,}")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,7 @@ from cascade.simulation.record import Record
 from cascade.simulation.simulator import Planner, draw_rows, simulate
 from cascade.simulation.workload import GRAMMAR, Workload, draw, parse_workload, run_streams
 from cascade.spec import CascadeSpec, Ladder
+from cascade.spec_exits import groups_of, owner_of, owners_of
 
 SECONDS = 30.0
 """Length of a workload that has no end of its own."""
@@ -169,7 +170,8 @@ def _planner(
         if not ladder.table_path.is_file():
             return None  # as in the server
         traffic = judge_table(OutcomeTable.read(ladder.table_path), calibration, ladder.spec.routing)
-        return market_planner(market_of(traffic, ladder.spec.base_prices), replicas)
+        spec = ladder.spec
+        return market_planner(market_of(traffic, spec.base_prices, pools=owners_of(spec.stages)), replicas)
     plan = Plan.read(path)
     if tuple(stage.name for stage in plan.stages) != judged.stages:
         raise ConfigError(f"{path}: made for other stages, {', '.join(stage.name for stage in plan.stages)}")
@@ -265,6 +267,9 @@ def with_replicas(spec: CascadeSpec, texts: list[str]) -> CascadeSpec:
         index = _stage_index(name, spec, "--replicas")
         if not count.isdecimal() or int(count) < 1:
             raise ConfigError(f"--replicas: expected STAGE=N with N from 1, as in tiny=2, got {text!r}")
+        if stages[index].placement == "together":
+            owner = spec.stages[owner_of(spec.stages, index)].name
+            raise ConfigError(f"--replicas: stage {name!r} runs together with {owner!r}, whose replicas it has")
         if stages[index].placement == "router":
             raise ConfigError(f"--replicas: stage {name!r} runs inside the router and has none")
         stages[index] = stages[index].model_copy(update={"replicas": int(count)})
@@ -285,12 +290,20 @@ def length_s(law: Workload, seconds: float | None) -> float | None:
 
 def stage_servers(spec: CascadeSpec, profile: ServiceProfile, hop_s: float) -> list[StageServers]:
     """The machines of a spec: a stage inside the router runs one batch at a time, without a hop, and each router has one."""
-    return [
-        StageServers(measured.a_s, measured.b_s, spec.router.replicas)
-        if stage.placement == "router"
-        else StageServers(measured.a_s, measured.b_s, stage.replicas, stage.calls_per_replica, hop_s, stage.max_batch_size)
-        for stage, measured in zip(spec.stages, profile.stages, strict=True)
-    ]
+    servers = []
+    for index, (stage, measured) in enumerate(zip(spec.placed, profile.stages, strict=True)):
+        owner = owner_of(spec.stages, index)
+        one = StageServers(measured.a_s, measured.b_s, spec.router.replicas, owner=None if owner == index else owner)
+        if stage.placement != "router":
+            one = replace(
+                one,
+                replicas=stage.replicas,
+                calls_per_replica=stage.calls_per_replica,
+                hop_s=hop_s,
+                merged_rows=stage.max_batch_size,
+            )
+        servers.append(one)
+    return servers
 
 
 def fluid_limits(judged: JudgedTable, spec: CascadeSpec, servers: list[StageServers]) -> Limits:
@@ -301,7 +314,7 @@ def fluid_limits(judged: JudgedTable, spec: CascadeSpec, servers: list[StageServ
         # A replica works all the time only if the next batch is there when one is done.
         calls_per_s = min(server.replicas / batch_s, server.slots / (batch_s + 2 * server.hop_s))
         rows_per_s.append(stage.max_batch_size * calls_per_s)
-    capacity = Capacity(np.array(rows_per_s))
+    capacity = Capacity(np.array(rows_per_s), together=groups_of(spec.stages))
     fluid = Fluid(judged)
     return Limits(lambda rate: fluid.at(rate, capacity).accuracy, lambda rate: floor(judged, rate, capacity))
 

@@ -44,7 +44,7 @@ class Device(Protocol):
         ...
 
     def copy(self, stream: Any, target: Tensor, source: Tensor) -> None:
-        """Copy between the host's pinned memory and the device's; both must be left alone until it is done."""
+        """Copy between the host's pinned memory and the device's, or within it; both must be left alone until it is done."""
         ...
 
     def launch(self, stream: Any, work: Work) -> None:

@@ -212,7 +212,7 @@ def quantised(factory: str, args: Mapping[str, Any], activations: Activations, l
     Raises:
         ConfigError: this torch has no oneDNN.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         raise ConfigError("int8 layers need a torch that was built with oneDNN")
     network: nn.Module = call_factory(factory, args)
     for name, layer in eligible(network, leave).items():

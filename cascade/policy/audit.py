@@ -31,6 +31,7 @@ answers degraded under load usually are) by nothing: `Estimate.covered` says wha
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -143,6 +144,26 @@ class Auditor:
             return False
         self._countdown = self._draw()
         return True
+
+    def drawn_among(self, answer: Answer, rows: Sequence[int]) -> list[int]:
+        """The same of rows that are answered alike: which of them were drawn.
+
+        Args:
+            answer: the answer of any of them.
+            rows: their rows of its judgement.
+        """
+        stratum = 2 * answer.stage + (answer.deferrals > answer.escalations)
+        newest = self._newest
+        newest.served[stratum] += len(rows)
+        newest.predicted[stratum] += float(answer.judgement.p_correct[rows].sum())
+        if answer.stage == self._last:
+            return []
+        found = []
+        while self._countdown <= len(rows):
+            found.append(rows[int(self._countdown) - 1])
+            self._countdown += self._draw()
+        self._countdown -= len(rows)
+        return found
 
     def wants(self, now: float, spare: bool) -> bool:
         """Whether an audit of the row just drawn may begin; if so, the next one may only after the gap.

@@ -104,6 +104,11 @@ class Classes:
         cap = self._caps[place][stage]
         return min(base_price + (min(price, cap) - base_price) / self._weights[place], cap)
 
+    def pressure(self, priority: int, surcharge: float) -> float:
+        """What a surcharge takes off the thinking of a row of a class, at most 1; see `Tariff.pressure`."""
+        place = min(priority - 1, self._last)
+        return 0.0 if self._caps[place][0] < inf else min(1.0, surcharge / self._weights[place])
+
     def key(self, priority: int, stage: int, value: float, base_price: float, price: float) -> float | None:
         """Where a row stands in the queue of ``stage``: a larger key is served first; None if the price stops it.
 

@@ -1,14 +1,15 @@
 """What the policy tells a driver to do. Plain values; they know neither why nor how.
 
-A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, the other three end a row.
+A driver matches on them exhaustively: `Run` and `Abandon` speak of batches, `Preliminary` of a row that goes on, the other
+three end a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade.policy.request import Answer
-from cascade.policy.walk import Walk
+from cascade.policy.request import Answer, SoFar
+from cascade.policy.walk import ALONE, Walk, rows_of
 
 
 @dataclass(eq=False, slots=True)
@@ -17,11 +18,12 @@ class Batch:
 
     Attributes:
         stage: index of the stage.
-        walks: the rows, in the order of the batch.
+        walks: the rows, in the order of the batch; rows that walk together lie side by side.
         attempt: 1, or 2 when it is the one retry.
         started_s: when it was sent.
         give_up_s: when it counts as failed.
         done: whether it came back, failed or was given up.
+        rows: how many rows (derived).
     """
 
     stage: int
@@ -30,6 +32,10 @@ class Batch:
     started_s: float
     give_up_s: float
     done: bool = False
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = rows_of(self.walks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +53,50 @@ class Abandon:
 
 
 class Reply(NamedTuple):
-    """Command: give this answer to the row's client."""
+    """Command: answer these rows of a request, which leave together.
+
+    Attributes:
+        tag: of the request.
+        answer: the answer of the first of them. Those of the others differ from it in the row of the judgement alone.
+        places: which rows of the request these are, ascending; they lie as far from each other in the judgement.
+    """
 
     tag: Any
     answer: Answer
+    places: Sequence[int] = ALONE
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the judgement that are theirs."""
+        shift = self.answer.row - self.places[0]
+        return [place + shift for place in self.places]
+
+
+class Preliminary(NamedTuple):
+    """Command: show this answer to the row's client, who asked for that; the row goes on, and its end is still to come."""
+
+    tag: Any
+    answer: SoFar
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Command: tell the row's client that its deadline passed before there was an answer."""
+    """Command: tell the client of these rows that their deadline passed before there was an answer."""
 
     tag: Any
+    places: Sequence[int] = ALONE
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Command: tell the row's client that the first stage failed."""
+    """Command: tell the client of these rows that the first stage failed."""
 
     tag: Any
+    places: Sequence[int] = ALONE
 
 
-Command = Run | Abandon | Reply | Expire | Fail
+Command = Run | Abandon | Reply | Preliminary | Expire | Fail
 
 
 @dataclass(frozen=True, slots=True)

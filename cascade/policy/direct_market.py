@@ -29,9 +29,19 @@ STEADY = 0.01
 class DirectMarket(Market):
     """Demand of a ladder's traffic by price, rows being free to skip stages; see `Market`."""
 
-    def __init__(self, gains: Sequence[Floats], p_correct: Floats, base_prices: Sequence[float], rho: float = RHO) -> None:
+    def __init__(
+        self,
+        gains: Sequence[Floats],
+        p_correct: Floats,
+        base_prices: Sequence[float],
+        rho: float = RHO,
+        pools: Sequence[int] | None = None,
+    ) -> None:
+        # Only stages that resume others share their replicas, and those cannot be skipped to.
+        if pools is not None and len(set(pools)) < len(pools):
+            raise ValueError(f"stages that share replicas cannot be reached past each other: {list(pools)}")
         self._at_base: dict[tuple[int, ...], list[float]] = {}
-        super().__init__(gains, p_correct, base_prices, rho)
+        super().__init__(gains, p_correct, base_prices, rho, pools)
 
     def clear(self, groups: Sequence[Group], rows_per_s: Sequence[float]) -> Clearing:
         """See `Market`."""

@@ -110,6 +110,7 @@ class Judgement:
         p_correct: probability that the answer is right, [n].
         gains: gain of each dearer stage, cheapest of them first, [n, stages - 1 - k].
         recalled: rows whose answer stays the one that a stage before gave, [n]; None where no stage does that.
+        evidence: the stage's own class scores, [n, classes]; None where nobody keeps them.
     """
 
     probabilities: Floats
@@ -117,6 +118,7 @@ class Judgement:
     p_correct: Floats
     gains: Floats
     recalled: NDArray[np.bool_] | None = None
+    evidence: Floats | None = None
 
     def __len__(self) -> int:
         """Rows in the batch."""

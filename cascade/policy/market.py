@@ -71,6 +71,8 @@ class Market:
         p_correct: [n, S] probability that the answer is right when the row stops at each stage.
         base_prices: [S] price of a visit when nothing is scarce.
         rho: see `RHO`.
+        pools: [S] a number for each stage, the same for stages that run on the same replicas; None where none do. What such
+            a stage can run is then what those before it leave of the replicas' time.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Market:
         p_correct: Floats,
         base_prices: Sequence[float],
         rho: float = RHO,
+        pools: Sequence[int] | None = None,
     ) -> None:
         if len(gains) != len(base_prices) - 1 or p_correct.shape[1] != len(base_prices):
             raise ValueError(f"{len(base_prices)} prices, gains of {len(gains)} stages, p_correct {p_correct.shape}")
@@ -86,6 +89,7 @@ class Market:
         self._p_correct = p_correct
         self._base = tuple(base_prices)
         self._rho = rho
+        self._pools = tuple(range(len(base_prices)) if pools is None else pools)
         self._values: dict[tuple[int, ...], list[Floats]] = {}
         self._unloaded = self._base_visits(tuple(range(len(base_prices))))
 
@@ -104,14 +108,14 @@ class Market:
 
         Args:
             groups: traffic by class; what counts is their rates' proportions, and their sum.
-            rows_per_s: [S] rows a second that each stage can run; 0 for one that is out.
+            rows_per_s: [S] rows a second that each stage can run, if nobody else uses its replicas; 0 for one that is out.
         """
         rate = sum(group.rate for group in groups)
         opened = (0, *(stage for stage in range(1, self.stages) if rows_per_s[stage] > 0))
         shares = [group.rate / rate if rate > 0 else 1.0 / len(groups) for group in groups]
         at_base = self._base_visits(opened)
-        fits = [self._rho * rows_per_s[stage] / share for stage, share in zip(opened, at_base, strict=True) if share > 0]
-        uncongested_rate = min(fits, default=inf)
+        taken = self._taken(opened, at_base, rows_per_s)
+        uncongested_rate = min((self._rho / each if each < inf else 0.0 for each in taken.values() if each > 0), default=inf)
 
         values = self._values_of(opened)
         prices = [inf] * self.stages
@@ -121,12 +125,14 @@ class Market:
         mass = np.array(shares) / len(self._p_correct)
         visits[0] = 1.0
         for place, stage in enumerate(opened):
+            used = self._taken(opened[: place + 1], visits[list(opened[: place + 1])], rows_per_s)
             target = opened[place + 1] if place + 1 < len(opened) else None
             if target is None:
                 accuracy += sum(float(self._p_correct[r, stage].sum()) * m for r, m in zip(reached, mass, strict=True))
                 continue
             base = self._base[target]
-            most = self._rho * rows_per_s[target] / rate if rate > 0 else inf
+            left = self._rho - rate * used.get(self._pools[target], 0.0)
+            most = max(0.0, left) * rows_per_s[target] / rate if rate > 0 else inf
             surplus = [
                 np.where(r, _surplus(values[place], base, target, group), -inf)
                 for r, group in zip(reached, groups, strict=True)
@@ -148,6 +154,17 @@ class Market:
             accuracy,
             degraded,
         )
+
+    def _taken(
+        self, stages: Sequence[int], shares: Sequence[float] | Floats, rows_per_s: Sequence[float]
+    ) -> dict[int, float]:
+        """Part of each pool's time that a request a second takes, by pool."""
+        taken: dict[int, float] = {}
+        for stage, share in zip(stages, shares, strict=True):
+            if share > 0:
+                part = float(share) / rows_per_s[stage] if rows_per_s[stage] > 0 else inf
+                taken[self._pools[stage]] = taken.get(self._pools[stage], 0.0) + part
+        return taken
 
     def _values_of(self, opened: tuple[int, ...]) -> list[Floats]:
         """Value of going on from each open stage but the last of them, [n] each."""
@@ -183,7 +200,7 @@ def quantile(surplus: Sequence[Floats], mass: Floats, most: float) -> float:
     weights = np.repeat(mass, [len(part) for part in surplus])
     asking = everything > 0
     everything, weights = everything[asking], weights[asking]
-    if weights.sum() <= most:
+    if weights.sum() <= most * (1 + 1e-9):
         return 0.0
     order = np.argsort(-everything)
     above = np.cumsum(weights[order])

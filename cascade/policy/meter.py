@@ -61,6 +61,7 @@ class RecentStage:
         queued_s: mean seconds that a row of those batches had waited; None without one.
         joules_per_row: energy that it reported for a row of those batches; None if it reports none, or without one.
         idle_energy: share of that energy for time in which its devices had nothing to do; None without any.
+        depth: mean steps that a row of those batches took, where the network chooses its depth; None elsewhere.
     """
 
     share: float | None
@@ -70,6 +71,7 @@ class RecentStage:
     queued_s: float | None
     joules_per_row: float | None = None
     idle_energy: float | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,8 @@ class Recent:
         expired_per_s: got no answer of any stage in time.
         failed_per_s: the first stage could not answer.
         degraded: share of the answered that were degraded; None if none was answered.
-        cut_short: share of the answered that the present prices would have sent on, but a full queue, a deadline, a budget
-            or a failure kept; None if none was answered.
+        cut_short: share of the answered that the present prices would have sent on, but a full queue, a deadline, a budget,
+            a failure or a client that was content kept; None if none was answered.
         cost: mean cost of an answered row, in the ladder's cost unit; None if none was answered.
         joules: energy that the stages reported, for an answered row; None if none was answered, or no stage reports any.
         stages: cheapest first.
@@ -130,6 +132,7 @@ class _StageTotals:
     queued_s: float
     joules: float | None
     idle_joules: float
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,8 @@ def _snapshot(now: float, counts: Counts) -> _Snapshot:
         expired=counts.expired,
         failed=counts.failed,
         degraded=counts.degraded,
-        cut_short=counts.degraded - sum(stage.answers[ExitReason.PRICE] for stage in counts.stages),
+        cut_short=counts.degraded
+        + sum(stage.answers[ExitReason.SATISFIED] - stage.answers[ExitReason.PRICE] for stage in counts.stages),
         cost=counts.cost,
         stages=tuple(
             _StageTotals(
@@ -208,6 +212,7 @@ def _snapshot(now: float, counts: Counts) -> _Snapshot:
                 stage.queued_s,
                 stage.joules,
                 stage.idle_joules,
+                stage.steps,
             )
             for stage in counts.stages
         ),
@@ -238,6 +243,7 @@ def _between(old: _Snapshot, new: _Snapshot) -> Recent:
                 queued_s=_ratio(after.queued_s - before.queued_s, rows),
                 joules_per_row=None if joules is None else _ratio(joules, rows),
                 idle_energy=(after.idle_joules - before.idle_joules) / joules if joules else None,
+                depth=_ratio(after.steps - before.steps, rows) if after.steps else None,
             )
         )
     classes = []

@@ -6,55 +6,48 @@ It has no queue and changes no row's state but whether it is protected; the poli
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Protocol
 
 from cascade.policy.capacity import StageCapacity
+from cascade.policy.chains import behind
 from cascade.policy.classes import PROTECTED, Classes
 from cascade.policy.gain import Floats
 from cascade.policy.routing import Routing, Ways
+from cascade.policy.stage_config import StageConfig
 from cascade.policy.tariff import Tariff
 from cascade.policy.walk import Walk
-
-
-class Costs(Protocol):
-    """What must be known of a stage here."""
-
-    @property
-    def cost(self) -> float:
-        """Cost of one row."""
-        ...
 
 
 class Onward:
     """The next steps of a ladder's rows.
 
     Args:
-        routing: whether rows may skip stages.
+        routing: whether rows may skip stages; not where stages resume others.
         stages: cheapest first.
         capacities: of the stages.
         classes: the classes of rows.
         tariff: what a visit costs whom.
     """
 
-    __slots__ = ("_capacities", "_classes", "_routing", "_stages", "_tariff")
+    __slots__ = ("_capacities", "_classes", "_resumes", "_routing", "_stages", "_tariff")
 
     def __init__(
         self,
         routing: Routing,
-        stages: Sequence[Costs],
+        stages: Sequence[StageConfig],
         capacities: Sequence[StageCapacity],
         classes: Classes,
         tariff: Tariff,
     ) -> None:
         self._routing = routing
         self._stages = stages
+        self._resumes = tuple(stage.resumes for stage in stages)
         self._capacities = capacities
         self._classes = classes
         self._tariff = tariff
 
-    def open_behind(self, stage: int) -> list[int]:
-        """Dearer stages that can be called."""
-        return [j for j in range(stage + 1, len(self._stages)) if self._capacities[j].slots]
+    def open_behind(self, stage: int, *, answered: bool = True) -> list[int]:
+        """Dearer stages that a row at a stage can get to; see `cascade.policy.chains.behind`."""
+        return behind(stage, [capacity.slots > 0 for capacity in self._capacities], self._resumes, answered=answered)
 
     def affordable(self, walk: Walk, stage: int) -> bool:
         """Whether the row's budget allows a visit."""
@@ -64,6 +57,10 @@ class Onward:
     def ways(self, gains: Floats, stage: int, open_stages: Sequence[int]) -> Ways:
         """The ways of rows [n, stages behind] that a stage has judged."""
         return Ways.behind(self._routing, gains, stage, open_stages, self._tariff.base_prices)
+
+    def worth(self, unloaded: Ways) -> tuple[Sequence[float], float]:
+        """What going on is worth to rows, [n], and what it must exceed when nothing is scarce."""
+        return unloaded.worth(self._tariff.base_prices)
 
     def soonest(self, now: float, ways: Ways) -> dict[int, float]:
         """When each of the next stages could answer a row at the earliest."""
@@ -95,7 +92,10 @@ class Onward:
             The stage and the key, None if the price stops it there; None if no stage is open to it.
         """
         answered_by, gains = walk.best
-        open_stages = self.open_behind(walk.stage if self._routing == "cascade" else answered_by)
+        if self._routing == "cascade":
+            open_stages = self.open_behind(walk.stage, answered=False)
+        else:
+            open_stages = self.open_behind(answered_by)
         if not open_stages:
             return None
         ways = self.ways(gains, answered_by, open_stages)

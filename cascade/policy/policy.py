@@ -5,19 +5,20 @@ nothing, waits for nothing, and never touches a model's output beyond the judgem
 router and the simulator drive this same object.
 
 The driver's duties: report every event with a clock that does not go back; after events, call `dispatch` and carry out the
-`Run` commands; call `tick` no later than `next_timer()`; deliver each reply at once.
+`Run` commands; call `tick` no later than `next_timer()`; deliver each reply, preliminary ones too, at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from random import Random
 
 from cascade.policy.admission import Admission
 from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
+from cascade.policy.chains import reachable
 from cascade.policy.classes import ClassConfig, Classes
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.door import Door
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
@@ -25,39 +26,16 @@ from cascade.policy.onward import Onward
 from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
 from cascade.policy.routing import Routing
+from cascade.policy.stage_config import StageConfig as StageConfig
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
+from cascade.policy.together import apart, placed
 from cascade.policy.under_way import UnderWay
-from cascade.policy.walk import State, Walk
+from cascade.policy.walk import State, Walk, rows_of
 
 TIMEOUT_FACTOR = 5.0
 """A batch that takes this many times its predicted duration is given up, and tried once more elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageConfig:
-    """What the policy must know of a stage.
-
-    Attributes:
-        slots: batches that may be with its replicas at a time.
-        max_batch_size: rows in a batch, at most.
-        cost: cost of one row, in the ladder's cost unit.
-        base_price: gain that a visit must promise when nothing is scarce.
-        a_s: profiled seconds of any batch.
-        b_s: profiled seconds that a row adds.
-        timeout_floor_s: a batch is never given up before this.
-        hop_s: seconds to a replica and back, until they are learned.
-    """
-
-    slots: int
-    max_batch_size: int
-    cost: float
-    base_price: float
-    a_s: float
-    b_s: float
-    timeout_floor_s: float = 1.0
-    hop_s: float = 0.0
 
 
 class Policy:
@@ -83,6 +61,8 @@ class Policy:
         seed: int = 0,
     ) -> None:
         self._stages = tuple(stages)
+        self.resumes = tuple(stage.resumes for stage in stages)
+        self.thinks = tuple(stage.thinks for stage in stages)
         self._bounds = Bounds(len(stages), usual_deadline_s)
         self.capacities = tuple(
             StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s + s.hop_s, s.b_s), hop_s=s.hop_s) for s in stages
@@ -98,7 +78,7 @@ class Policy:
         self._under_way = UnderWay()
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
-        self._timers = Timers[Walk]()
+        self._timers = Timers[Walk](attrgetter("ended"))  # one for each request, whatever its rows do
         self.counts = Counts(
             tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
         )
@@ -110,16 +90,31 @@ class Policy:
         """Present price of a visit to each stage."""
         return self._tariff.prices
 
+    @property
+    def reachable(self) -> tuple[bool, ...]:
+        """Whether new rows can get to each stage."""
+        return reachable([capacity.slots > 0 for capacity in self.capacities], self.resumes)
+
+    @property
+    def thinks_less(self) -> bool:
+        """Whether load shortens the thinking of some stage now; what the tables say of its answers was found without."""
+        return any(
+            thinks and price > base
+            for thinks, price, base in zip(self.thinks, self.prices, self._tariff.base_prices, strict=True)
+        )
+
+    def pressures(self, now: float, batch: Batch) -> list[float]:
+        """By how much less each row of a batch shall think, for a stage that thinks; see `Tariff.pressure`."""
+        return [self._tariff.pressure(now, walk.request, batch.stage) for walk in batch.walks for _ in walk.places]
+
     def waiting(self, stage: int) -> int:
         """Rows in the queue of ``stage``."""
         return len(self._queues[stage])
 
     def next_timer(self) -> float | None:
         """The instant by which `tick` must be called, None if there is nothing to wait for."""
-        first, give_up = self._timers.first(), self._under_way.first_give_up_s()
-        if first is None or give_up is None:
-            return give_up if first is None else first
-        return min(first, give_up)
+        instants = (self._timers.first(), self._under_way.first_give_up_s())
+        return min((at_s for at_s in instants if at_s is not None), default=None)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -151,16 +146,20 @@ class Policy:
 
         Args:
             now: present instant.
-            requests: its rows, at least one, all of one class, tenant and deadline.
+            requests: its rows, at least one, all of one class, tenant and deadline. Those that agree in everything may
+                come as one request of several rows: the same is decided of each, for a fraction of the work.
             lag_s: by how much the driver itself is behind, added to the predicted wait.
+
+        Returns:
+            The walk of each request, for `cancelled`; or the refusal.
         """
-        first = requests[0]
-        self.counts.arrived += len(requests)
-        self._tenants.arrived(now, first.tenant, len(requests))
+        first, rows = requests[0], sum([request.rows for request in requests])
+        self.counts.arrived += rows
+        self._tenants.arrived(now, first.tenant, rows)
         left_s = first.deadline_s - now
         shed = self._door.refusal(now, left_s, first.priority, lag_s, first.tenant)
         if shed is not None:
-            self.counts.count_shed(len(requests), self._classes.index(first.priority))
+            self.counts.count_shed(rows, self._classes.index(first.priority))
             return shed
         queue, walks = self._queues[0], tuple(Walk(request) for request in requests)
         for walk in walks:
@@ -175,7 +174,7 @@ class Policy:
         Args:
             now: present instant.
             batch: the batch of the `Run` command.
-            judgement: what its evidence says; row i belongs to ``batch.walks[i]``.
+            judgement: what its evidence says, row by row in the order of ``batch.walks``.
             run_s: seconds for which it occupied its replica, if the replica says so.
 
         Raises:
@@ -183,14 +182,14 @@ class Policy:
         """
         if batch.done:
             return []  # it was given up before it came back
-        if len(judgement) != len(batch.walks):
-            raise ValueError(f"a batch of {len(batch.walks)} rows came back with {len(judgement)} judged")
+        if len(judgement) != batch.rows:
+            raise ValueError(f"a batch of {batch.rows} rows came back with {len(judgement)} judged")
         self._release(batch)
-        self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s, run_s)
+        self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
         counts = self.counts.stages[batch.stage]
         counts.batches += 1
-        counts.rows += len(batch.walks)
-        counts.queued_s += sum(walk.queued_s for walk in batch.walks)
+        counts.rows += batch.rows
+        counts.queued_s += sum([walk.rows * walk.queued_s for walk in batch.walks])
         counts.run_s += now - batch.started_s
         return self._decide(now, batch, judgement)
 
@@ -205,7 +204,7 @@ class Policy:
         capacity = self.capacities[batch.stage]
         # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
         if batch.attempt == 1 and capacity.slots and live:
-            finish = now + capacity.service.predict(len(live))
+            finish = now + capacity.service.predict(rows_of(live))
             again = [walk for walk in live if walk.usable_until_s >= finish]
             live = [walk for walk in live if walk.usable_until_s < finish]
             if again:
@@ -217,27 +216,30 @@ class Policy:
         return commands
 
     def cancelled(self, walk: Walk) -> None:
-        """The row's client has gone. Safe to call for a row that has its outcome."""
-        if walk.done:
-            return
-        if walk.state in (State.WAITING, State.DEFERRED):
-            self._queues[walk.stage].remove(walk)
-        walk.cancel()
-        self.counts.cancelled += 1
+        """The client has gone whose request this walk was given for. Safe to call for rows that have their outcome."""
+        for each in (walk, *walk.parted):
+            if each.done:
+                continue
+            if each.state in (State.WAITING, State.DEFERRED):
+                self._queues[each.stage].remove(each)
+            each.cancel()
+            self.counts.cancelled += each.rows
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: rows whose answer instant has come are answered, batches that hang are given up."""
         commands: list[Command] = []
-        while (walk := self._timers.due(now)) is not None:
-            if not walk.has_answer and now < walk.request.deadline_s:
-                self._arm(walk, walk.request.deadline_s)
-                continue
-            if walk.state in (State.WAITING, State.DEFERRED):
-                self._queues[walk.stage].remove(walk)
-            commands.append(self._give_up(walk, ExitReason.DEADLINE))
+        while (first := self._timers.due(now)) is not None:
+            for walk in (first, *first.parted):
+                if walk.done or (not walk.has_answer and now < walk.request.deadline_s):
+                    continue
+                if walk.state in (State.WAITING, State.DEFERRED):
+                    self._queues[walk.stage].remove(walk)
+                commands.append(self._give_up(walk, ExitReason.DEADLINE))
+            if not first.ended:
+                self._arm(first, first.request.deadline_s)
         for batch in self._under_way.hanging(now):
             commands.append(Abandon(batch))
-            self.capacities[batch.stage].observe(len(batch.walks), now - batch.started_s)
+            self.capacities[batch.stage].observe(batch.rows, now - batch.started_s)
             commands.extend(self.failed(now, batch))
         return commands
 
@@ -313,7 +315,7 @@ class Policy:
 
     def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
         stage = batch.stage
-        live = [(row, walk) for row, walk in enumerate(batch.walks) if not walk.done]
+        live = [(row, walk) for row, walk in placed(batch.walks) if not walk.done]
         for row, walk in live:
             walk.result(now, judgement, row)
         if stage == len(self._stages) - 1:
@@ -326,9 +328,14 @@ class Policy:
         soonest = self._onward.soonest(now, ways)
 
         commands: list[Command] = []
-        for row, walk in live:
-            if not unloaded.asks(row, self._tariff.base_prices):
+        values, least = self._onward.worth(unloaded)
+        for row, walk in apart(live, values, least):
+            if values[row] <= least:
                 commands.append(self._reply(walk, ExitReason.CONFIDENT, deferred=False))
+                continue
+            wanted = walk.request.min_confidence
+            if wanted <= 1.0 and judgement.p_correct[row] >= wanted:
+                commands.append(self._reply(walk, ExitReason.SATISFIED, deferred=False))
                 continue
             if not open_stages:
                 self._onward.protect(unloaded, row, walk)
@@ -346,6 +353,8 @@ class Policy:
             else:
                 walk.defer(now, target)
                 self._queues[target].push(walk, key)
+                if walk.request.refine:
+                    commands.append(Preliminary(walk.request.tag, walk.so_far, walk.places[0]))
         return commands
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
@@ -353,7 +362,7 @@ class Policy:
     def _start(self, now: float, stage: int, walks: Sequence[Walk], attempt: int) -> Run:
         capacity = self.capacities[stage]
         capacity.busy += 1
-        patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(len(walks)))
+        patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(rows_of(walks)))
         batch = Batch(stage, walks, attempt, now, now + patience_s)
         self._under_way.sent(batch)
         return Run(batch)
@@ -365,20 +374,20 @@ class Policy:
     def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:
         answer = walk.exit(reason, deferred=deferred)
         place = self._classes.index(walk.request.priority)
-        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded)
-        return Reply(walk.request.tag, answer)
+        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded, rows=walk.rows)
+        return Reply(walk.request.tag, answer, walk.places)
 
     def _give_up(self, walk: Walk, reason: ExitReason) -> Command:
-        """End a row now: with its best answer if it has one, else as expired or failed."""
+        """End a row, or rows that walk together, now: with its best answer if it has one, else as expired or failed."""
         if walk.has_answer:
             return self._reply(walk, reason, deferred=False)
         if reason is ExitReason.FAILURE:
             walk.fail()
-            self.counts.failed += 1
-            return Fail(walk.request.tag)
+            self.counts.failed += walk.rows
+            return Fail(walk.request.tag, walk.places)
         walk.expire()
-        self.counts.expired += 1
-        return Expire(walk.request.tag)
+        self.counts.expired += walk.rows
+        return Expire(walk.request.tag, walk.places)
 
     def _arm(self, walk: Walk, at_s: float) -> None:
         self._timers.arm(walk, at_s, self.counts.live)

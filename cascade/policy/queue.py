@@ -5,6 +5,9 @@ make their deadline; when it is full the least valuable row leaves. No controlle
 
 A key is a row's surplus, and more for a protected row (see `cascade.policy.classes`). Where several tenants wait they take
 turns within what their class gets (see `cascade.policy.lanes`).
+
+Rows that walk together have one entry. They keep it while batches take them in the order of their keys alone, which may part
+them where a batch is full; where anything else is to be weighed each gets its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from cascade.policy.classes import PROTECTED
 from cascade.policy.lanes import Lanes, Turns
 from cascade.policy.ranking import Entry, Ranking
 from cascade.policy.reach import Reach
-from cascade.policy.walk import Walk
+from cascade.policy.walk import Walk, rows_of
 
 PATIENCE = 0.5
 """Share of its time to the answer instant that a row may wait for one stage, once the stage has passed it over."""
@@ -38,14 +41,18 @@ class StageQueue:
         "_protected",
         "_ranking",
         "_reach",
+        "_rows",
         "_sequence",
         "_tenant",
+        "_together",
         "_turns",
     )
 
     def __init__(self) -> None:
         self._ranking = Ranking()
         self._here: dict[int, Entry] = {}  # by their place among equals, of which there is one for each row that ever came
+        self._rows = 0
+        self._together = 0  # entries of several rows
         self._late: Alarms | None = None  # these two are kept from when they are first needed, which may be never
         self._impatient: Alarms | None = None
         self._protected = 0
@@ -57,7 +64,7 @@ class StageQueue:
         self._turns: Turns = {}
 
     def __len__(self) -> int:
-        return len(self._here)
+        return self._rows
 
     @property
     def protected(self) -> int:
@@ -65,26 +72,47 @@ class StageQueue:
         return self._protected
 
     def push(self, walk: Walk, key: float) -> None:
-        """Add a row with its key."""
+        """Add a row, or rows that walk together, with the key that each of them has."""
         if not self._here:
             self._tenant = walk.request.tenant
             if self._lanes is not None:
                 self._lanes = None
                 self._turns = {}
         elif self._lanes is None and walk.request.tenant != self._tenant:
+            self._part_all()
             self._lanes = Lanes(self._here)
-        self._sequence -= 1
-        walk.place = (key, self._sequence)
-        entry = (key, self._sequence, walk)
+        self._sequence -= walk.rows  # a place for each row, the first one's before the others'
+        self._rows += walk.rows
+        self._protected += walk.rows * (key >= PROTECTED)
+        entry = self._enter(walk, key, self._sequence + walk.rows - 1)
+        if self._lanes is not None and walk.rows > 1:
+            self._part_each(entry)
+
+    def _enter(self, walk: Walk, key: float, place: int) -> Entry:
+        walk.place = (key, place)
+        entry = (key, place, walk)
+        self._together += walk.rows > 1
         self._ranking.add(entry)
-        self._here[self._sequence] = entry
+        self._here[place] = entry
         if self._late is not None:
             self._late.add(entry)
         if self._impatient is not None:
             self._impatient.add(entry)
         if self._lanes is not None:
             self._lanes.add(entry)
-        self._protected += key >= PROTECTED
+        return entry
+
+    def _part_each(self, entry: Entry) -> None:
+        """Give each of the rows that wait together here an entry of its own."""
+        key, place, walk = entry
+        for behind, other in enumerate(walk.part_each(walk.places)[1:], start=1):
+            self._enter(other, key, place - behind)
+        self._together -= 1
+
+    def _part_all(self) -> None:
+        if self._together:
+            for entry in [entry for entry in self._here.values() if entry[2].rows > 1]:
+                self._part_each(entry)
 
     def remove(self, walk: Walk) -> None:
         """Take out a row that is in the queue."""
@@ -96,6 +124,7 @@ class StageQueue:
 
         Where several tenants wait, each class's share of these is taken from the tenant with most rows.
         """
+        self._part_all()
         excess = min(len(self) - limit, len(self) - self._protected)
         if excess <= 0:
             return []
@@ -116,6 +145,7 @@ class StageQueue:
             now: present instant.
             window_s: how far back to look.
         """
+        self._part_all()
         reached = min(self._reach.key(now, window_s), PROTECTED)
         if self._lanes is not None:
             gone = self._without(self._lanes.below(reached, now - window_s))
@@ -150,24 +180,41 @@ class StageQueue:
         """
         batch, late = self._take(now, size, predict)
         if batch:
-            self._reach.taken(now, batch[-1].place[0], crowded=len(self._here) > 0 and len(batch) == size)
+            self._reach.taken(now, batch[-1].place[0], crowded=self._rows > 0 and rows_of(batch) == size)
         return batch, late
 
     def _take(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
-        count = min(size, len(self._here))
+        count = min(size, self._rows)
         if count == 0:
             return [], []
         finish = now + predict(count)
-        if self._lanes is not None and count < len(self._here):
+        if self._lanes is not None and count < self._rows:
             chosen, turns = self._lanes.by_turns(self._ranking.usable(-inf, count), self._turns)
             if all(entry[2].usable_until_s >= finish for entry in chosen):
                 self._turns = turns
                 return self._without(chosen), []
         else:
-            most = self._ranking.pop(count, finish)
+            most = self._ranking.pop(self._entries(count), finish)
             if most is not None:
                 return self._left(most), []
+        self._part_all()
         return self._take_feasible(now, size, predict)
+
+    def _entries(self, count: int) -> int:
+        """How many entries the most valuable rows have, so many of them. The last entry is cut where it holds more."""
+        if not self._together:
+            return count
+        entries = rows = 0
+        for key, place, walk in reversed(self._ranking):
+            entries += 1
+            rows += walk.rows
+            if rows > count:
+                rest = walk.part(rows - count)
+                self._together -= walk.rows == 1
+                self._enter(rest, key, place - walk.rows)
+            if rows >= count:
+                break
+        return entries
 
     def _take_feasible(self, now: float, size: int, predict: Callable[[int], float]) -> tuple[list[Walk], list[Walk]]:
         if self._late is None:
@@ -202,7 +249,9 @@ class StageQueue:
         walks = []
         for key, place, walk in gone:
             del self._here[place]
-            self._protected -= key >= PROTECTED
+            self._rows -= walk.rows
+            self._together -= walk.rows > 1
+            self._protected -= walk.rows * (key >= PROTECTED)
             if self._lanes is not None:
                 self._lanes.remove((key, place, walk))
             walks.append(walk)

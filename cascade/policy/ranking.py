@@ -44,6 +44,9 @@ class Ranking:
     def __iter__(self) -> Iterator[Entry]:
         return chain.from_iterable(self._blocks)
 
+    def __reversed__(self) -> Iterator[Entry]:
+        return chain.from_iterable(map(reversed, reversed(self._blocks)))
+
     def add(self, entry: Entry) -> None:
         """Put an entry in."""
         blocks, until_s = self._blocks, self._usable_until_s

@@ -6,6 +6,7 @@ All instants are seconds on whatever clock the driver uses; only their differenc
 Values of which every row has one are named tuples: a frozen dataclass takes four times as long to make.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from math import inf
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ class ExitReason(StrEnum):
     """The dearer stage would have cost more than the client allowed."""
     FAILURE = "failure"
     """The dearer stage failed or is out."""
+    SATISFIED = "satisfied"
+    """A dearer stage would have been worth its base price, but the client is content with an answer this probably right."""
 
 
 DEGRADING = frozenset({ExitReason.PRICE, ExitReason.EVICTED, ExitReason.DEADLINE, ExitReason.BUDGET, ExitReason.FAILURE})
@@ -39,7 +42,7 @@ DEGRADING = frozenset({ExitReason.PRICE, ExitReason.EVICTED, ExitReason.DEADLINE
 
 
 class Request(NamedTuple):
-    """One row that asks for an answer.
+    """One row that asks for an answer, or several that ask on the same terms, as the rows of a client's message do.
 
     Attributes:
         tag: the driver's own handle; the policy never looks at it.
@@ -47,8 +50,12 @@ class Request(NamedTuple):
         answer_by_s: the instant at which the best answer so far leaves, the deadline less the driver's own overhead.
         deadline_s: the instant after which an answer is worth nothing.
         priority: class of the row, 1 is the most important.
-        budget: most that the stages it runs on may cost together, in the ladder's cost unit.
+        budget: most that the stages it runs on may cost together, in the ladder's cost unit; of several rows, each one's.
         tenant: who asks; empty if nobody said so. Tenants of a class share what it gets.
+        min_confidence: probability of being right with which the client is content; above 1 if nothing less than the
+            ladder's own rule will do.
+        refine: whether the client wants to see the answers that it has while it goes on.
+        rows: how many rows; each gets an answer of its own.
     """
 
     tag: Any
@@ -58,6 +65,9 @@ class Request(NamedTuple):
     priority: int = 1
     budget: float = inf
     tenant: str = ""
+    min_confidence: float = inf
+    refine: bool = False
+    rows: int = 1
 
 
 class Span(NamedTuple):
@@ -66,6 +76,29 @@ class Span(NamedTuple):
     stage: int
     queued_s: float
     run_s: float
+
+
+class SoFar(NamedTuple):
+    """The best answer so far of a row that goes on: a preliminary answer.
+
+    Attributes:
+        stage: index of the stage that has answered last.
+        judgement: evidence of the batch that the row was part of there.
+        row: the row's place in that batch.
+        cost: cost of every stage the row was sent to, in the ladder's cost unit.
+        spans: the visits, in order.
+    """
+
+    stage: int
+    judgement: Judgement
+    row: int
+    cost: float
+    spans: tuple[Span, ...]
+
+    @property
+    def confidence(self) -> float:
+        """Calibrated probability that this answer is right."""
+        return float(self.judgement.p_correct[self.row])
 
 
 class Answer(NamedTuple):
@@ -90,6 +123,11 @@ class Answer(NamedTuple):
     deferrals: int
     escalations: int
     spans: tuple[Span, ...]
+
+    def of_rows(self, rows: Iterable[int]) -> list["Answer"]:
+        """The same answer for other rows of that batch."""
+        stage, reason, judgement, _, cost, deferrals, escalations, spans = self
+        return [Answer(stage, reason, judgement, row, cost, deferrals, escalations, spans) for row in rows]
 
     @property
     def degraded(self) -> bool:

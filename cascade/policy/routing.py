@@ -59,11 +59,12 @@ class Ways:
             return cls(open_stages[:1], [continuation_value(gains, stage, open_stages, lookahead).tolist()])
         return cls(open_stages, [gains[:, j - stage - 1].tolist() for j in open_stages])
 
-    def asks(self, row: int, base_prices: Sequence[float]) -> bool:
-        """Whether some way of a row is worth more than its base price."""
+    def worth(self, base_prices: Sequence[float]) -> tuple[Sequence[float], float]:
+        """What going on is worth to each row, [n], and the price that it must exceed for some way to be worth its own."""
         if self.only is not None:
-            return self.only[row] > base_prices[self.targets[0]]
-        return any(value[row] > base_prices[j] for j, value in zip(self.targets, self._values, strict=True))
+            return self.only, base_prices[self.targets[0]]
+        prices = [base_prices[j] for j in self.targets]
+        return [max(v - p for v, p in zip(row, prices, strict=True)) for row in zip(*self._values, strict=True)], 0.0
 
     def best(self, row: int, price: Callable[[int], float], barred: Callable[[int], bool]) -> tuple[int, float]:
         """The stage of a row's largest net gain, the nearest such, and the value of going there.

@@ -20,6 +20,8 @@ class StageCounts:
         run_s: total time of those batches.
         joules: total energy that the stage has reported; None as long as it has reported none.
         idle_joules: the part of it for time in which its devices had nothing to do.
+        recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
+        steps: steps of thought that those rows took, where the stage's network chooses its depth.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -32,6 +34,8 @@ class StageCounts:
     run_s: float = 0.0
     joules: float | None = None
     idle_joules: float = 0.0
+    recomputed: int = 0
+    steps: int = 0
 
 
 @dataclass(slots=True)
@@ -106,24 +110,25 @@ class Counts:
         self.shed += rows
         self.classes[place].shed += rows
 
-    def count_answer(self, answer: Answer, place: int = 0, *, below_floor: bool = False) -> None:
-        """Add one answered row.
+    def count_answer(self, answer: Answer, place: int = 0, *, below_floor: bool = False, rows: int = 1) -> None:
+        """Add rows answered alike.
 
         Args:
-            answer: what it was answered with.
-            place: place of its class, from 0.
-            below_floor: whether its class's floor would have gone on.
+            answer: what each was answered with.
+            place: place of their class, from 0.
+            below_floor: whether their class's floor would have gone on.
+            rows: how many.
         """
         of_class = self.classes[place]
-        self.answered += 1
-        of_class.answered += 1
-        of_class.below_floor += below_floor
-        self.cost += answer.cost
-        self.stages[answer.stage].answers[answer.reason] += 1
+        self.answered += rows
+        of_class.answered += rows
+        of_class.below_floor += rows * below_floor
+        self.cost += rows * answer.cost
+        self.stages[answer.stage].answers[answer.reason] += rows
         for span in answer.spans[:-1]:
-            self.stages[span.stage].deferrals += 1
-            self.stages[span.stage].escalations += 1
+            self.stages[span.stage].deferrals += rows
+            self.stages[span.stage].escalations += rows
         if answer.degraded:
-            self.degraded += 1
-            of_class.degraded += 1
-            self.stages[answer.stage].deferrals += 1
+            self.degraded += rows
+            of_class.degraded += rows
+            self.stages[answer.stage].deferrals += rows

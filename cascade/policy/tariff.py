@@ -40,7 +40,9 @@ class Tariff:
     def pays(self, now: float, request: Request, stage: int) -> float:
         """The value above which a row goes on to ``stage``."""
         base_price = self.base_prices[stage]
-        price = base_price if self._spared(now, request, stage) else self.prices[stage]
+        price = self.prices[stage]
+        if price > base_price and self._spared(now, request):
+            price = base_price
         return self._classes.pays(request.priority, stage, base_price, price)
 
     def pays_anyone(self, request: Request, stage: int) -> float:
@@ -56,19 +58,32 @@ class Tariff:
             value: its value of going on.
             stage: the stage that it would go to.
         """
-        if self._spared(now, request, stage):
-            base_price = self.base_prices[stage]
+        base_price = self.base_prices[stage]
+        if self.prices[stage] > base_price and self._spared(now, request):
             return self._classes.key(request.priority, stage, value, base_price, base_price)
         return self.key_of_anyone(request, value, stage)
+
+    def pressure(self, now: float, request: Request, stage: int) -> float:
+        """How much less a row shall think at a stage whose network chooses its depth, as a probability.
+
+        Doubt that is worth less than this is no reason for another step, as a gain that is worth less than the surcharge is
+        none for a visit: the surcharge over the weight of the row's class. Who pays no surcharge thinks as without load, and
+        so does a class with a floor, whose certificate is of rows that did.
+
+        Args:
+            now: present instant.
+            request: the row.
+            stage: the stage that it is sent to.
+        """
+        surcharge = self.prices[stage] - self.base_prices[stage]
+        if surcharge <= 0 or self._spared(now, request):
+            return 0.0
+        return self._classes.pressure(request.priority, surcharge)
+
+    def _spared(self, now: float, request: Request) -> bool:
+        """Whether the row's tenant is within its fair rate, and so pays no surcharge."""
+        return self._uncongested_rate < inf and self._share.holds(now, request.tenant, self._uncongested_rate)
 
     def key_of_anyone(self, request: Request, value: float, stage: int) -> float | None:
         """The same where every tenant pays the present price."""
         return self._classes.key(request.priority, stage, value, self.base_prices[stage], self.prices[stage])
-
-    def _spared(self, now: float, request: Request, stage: int) -> bool:
-        """Whether the row's tenant is within its fair rate, and so pays no surcharge where there is one."""
-        return (
-            self.prices[stage] > self.base_prices[stage]
-            and self._uncongested_rate < inf
-            and self._share.holds(now, request.tenant, self._uncongested_rate)
-        )

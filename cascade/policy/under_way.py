@@ -30,18 +30,17 @@ class UnderWay:
         self._count += 1
         self._give_ups.arm(batch, batch.give_up_s, self._count)
         if batch.stage == 0:
-            self._stage0_sent_s.setdefault(len(batch.walks), []).append(batch.started_s)
+            self._stage0_sent_s.setdefault(batch.rows, []).append(batch.started_s)
 
     def ended(self, batch: Batch) -> None:
         """It came back, failed or is given up."""
         batch.done = True
         self._count -= 1
         if batch.stage == 0:
-            rows = len(batch.walks)
-            sent_s = self._stage0_sent_s[rows]
+            sent_s = self._stage0_sent_s[batch.rows]
             del sent_s[bisect_left(sent_s, batch.started_s)]
             if not sent_s:
-                del self._stage0_sent_s[rows]
+                del self._stage0_sent_s[batch.rows]
 
     def first_give_up_s(self) -> float | None:
         """The first instant at which one of them is to be given up."""

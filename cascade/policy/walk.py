@@ -10,6 +10,9 @@ table: from judged, deferred and escalated, the states that hold an answer, the 
     judged     DEFER → deferred    EXIT → answered
     deferred   CALL → escalated    BYPASS → deferred  EXIT → answered     CANCEL → cancelled
     escalated  RETRY → escalated   RESULT → judged    EXIT → answered     CANCEL → cancelled
+
+The rows of one request fare alike until a stage has judged them, so until then they walk together, as one walk; whatever
+happens to it happens to all of them. Where that ends, rows are parted from it into walks of their own, in its state.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from enum import StrEnum
 import numpy as np
 
 from cascade.policy.gain import Earlier, Floats, Judgement
-from cascade.policy.request import Answer, ExitReason, Request, Span
+from cascade.policy.request import Answer, ExitReason, Request, SoFar, Span
 
 
 class State(StrEnum):
@@ -93,6 +96,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 OUTCOMES = frozenset(state for state, events in TRANSITIONS.items() if not events)
+ALONE: Sequence[int] = (0,)
+"""The places of a request's rows where it has one."""
 
 
 class IllegalTransition(Exception):
@@ -100,10 +105,13 @@ class IllegalTransition(Exception):
 
 
 class Walk:
-    """The state of one row, its best answer so far, and what it has spent.
+    """The state of one row, or of rows that walk together; its best answer so far, and what each of them has spent.
 
     Attributes:
         request: the facts it came with.
+        places: which rows of the request these are, ascending.
+        rows: how many.
+        parted: the walks parted from it that may not have their outcome yet. They have this list in common.
         state: where it is.
         stage: the stage that it waits for or runs on.
         place: its key in the queue of that stage, while it waits.
@@ -124,10 +132,13 @@ class Walk:
         "deferrals",
         "entered_s",
         "escalations",
+        "parted",
         "place",
+        "places",
         "protected",
         "queued_s",
         "request",
+        "rows",
         "stage",
         "state",
         "usable_until_s",
@@ -135,6 +146,9 @@ class Walk:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.rows = request.rows
+        self.places: Sequence[int] = ALONE if request.rows == 1 else range(request.rows)
+        self.parted: list[Walk] = []
         self.state = State.ARRIVED
         self.stage = 0
         self.place: tuple[float, int] = (0.0, 0)
@@ -157,6 +171,15 @@ class Walk:
         return self.state in OUTCOMES
 
     @property
+    def ended(self) -> bool:
+        """Whether it and every walk parted from it have their outcome."""
+        if self.state not in OUTCOMES:
+            return False
+        while self.parted and self.parted[-1].done:
+            self.parted.pop()
+        return not self.parted
+
+    @property
     def has_answer(self) -> bool:
         """Whether a stage has answered it."""
         return self._judgement is not None
@@ -168,11 +191,65 @@ class Walk:
             raise IllegalTransition(f"no answer in state {self.state}")
         return self._best_stage, self._judgement.gains[self._best_row : self._best_row + 1]
 
+    @property
+    def so_far(self) -> SoFar:
+        """The best answer so far, for a client that wants to see it."""
+        if self._judgement is None:
+            raise IllegalTransition(f"no answer in state {self.state}")
+        return SoFar(self._best_stage, self._judgement, self._best_row, self.cost, tuple(self._spans))
+
     def _move(self, event: Event) -> None:
         try:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalTransition(f"{event} in state {self.state}") from None
+
+    def part(self, rows: int) -> "Walk":
+        """Let the last of its rows, so many but not all, walk without it; returns their walk."""
+        kept = self.rows - rows
+        other = self._other(self.places[kept:])
+        self.places, self.rows = self.places[:kept], kept
+        return other
+
+    def part_each(self, places: Sequence[int]) -> list["Walk"]:
+        """Let each of these rows walk alone.
+
+        Args:
+            places: which of its rows, ascending. If these are all of them, it is itself the walk of the first.
+
+        Returns:
+            It, then the walks of the others, in this order.
+        """
+        if len(places) == self.rows:
+            places = places[1:]
+        others = [self._other((place,)) for place in places]
+        if others:
+            alone = set(places)
+            left = [place for place in self.places if place not in alone]
+            self._best_row += left[0] - self.places[0]
+            self.places, self.rows = left, len(left)
+        return [self, *others]
+
+    def _other(self, places: Sequence[int]) -> "Walk":
+        """A walk of some of its rows, in its state."""
+        other = Walk(self.request)
+        other.places, other.rows = places, len(places)
+        self.parted.append(other)
+        other.parted = self.parted
+        other.state = self.state
+        other.stage = self.stage
+        other.place = self.place
+        other.usable_until_s = self.usable_until_s
+        other.cost = self.cost
+        other.deferrals = self.deferrals
+        other.escalations = self.escalations
+        other._spans = self._spans[:]
+        other.entered_s = self.entered_s
+        other.queued_s = self.queued_s
+        other._judgement = self._judgement
+        other._best_stage = self._best_stage
+        other._best_row = self._best_row + places[0] - self.places[0]
+        return other
 
     def admit(self) -> None:
         """It was let in and waits for stage 0."""
@@ -194,7 +271,10 @@ class Walk:
         self._move(Event.RETRY)
 
     def result(self, now: float, judgement: Judgement, row: int) -> None:
-        """Its stage answered: this is the best answer now. Must be followed by `defer` or `exit`."""
+        """Its stage answered, the first of its rows in row ``row``: this is the best answer now.
+
+        Must be followed by `defer` or `exit`.
+        """
         escalated = self.state is State.ESCALATED
         self._move(Event.RESULT)
         self.escalations += escalated
@@ -268,10 +348,15 @@ def answers_so_far(walks: Sequence[Walk], classes: int) -> Earlier:
     Rows that have got their outcome meanwhile hold a uniform guess, which nobody will read.
 
     Args:
-        walks: the batch's rows, behind the first stage.
+        walks: the batch's rows, behind the first stage, where each walks alone.
         classes: number of classes.
     """
     earlier = Earlier(np.full((len(walks), classes), 1.0 / classes), np.zeros(len(walks)))
     for place, walk in enumerate(walks):
         walk.write_best(earlier, place)
     return earlier
+
+
+def rows_of(walks: Sequence[Walk]) -> int:
+    """How many rows these are."""
+    return sum([walk.rows for walk in walks])

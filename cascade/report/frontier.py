@@ -29,7 +29,7 @@ def frontier_figure(frontier: Frontier) -> Any:
     plt = pyplot()
     figure, axes = plt.subplots()
     main, judged = frontier.main, frontier.judged
-    ends = (float(judged.cost[0]), float(np.cumsum(judged.cost)[-1]))
+    ends = (float(judged.paid[0]), float(judged.paid[-1]))
 
     def curve(cost: Any, accuracy: Any, **style: Any) -> None:
         """Points joined by lines that are straight in cost; flat after the last."""
@@ -45,14 +45,14 @@ def frontier_figure(frontier: Frontier) -> Any:
         label = "cascade, by price of cost" if first else LABELS.get(name, f"cascade, {name}")
         axes.plot(costs, accuracies, color=CASCADE, ls=line, lw=2.4 if first else 1.5, zorder=4 if first else 3, label=label)
     curve(*main.random, color=OTHER, lw=1.4, ls="-.", label="escalating at random")
-    axes.plot(judged.cost, 100 * frontier.accuracy, "o", color=OTHER, ms=6, zorder=5, label="one model for everything")
+    axes.plot(judged.alone, 100 * frontier.accuracy, "o", color=OTHER, ms=6, zorder=5, label="one model for everything")
     if frontier.operating is not None:
         point = frontier.operating
         star = {"ms": 17, "color": CASCADE, "mec": "white", "zorder": 6}
         axes.plot(point.cost, 100 * point.accuracy, "*", **star, label="cascade as configured, unloaded")
     axes.set_xscale("log")
     axes.margins(x=0.04, y=0.08)
-    for name, cost, accuracy in zip(judged.stages, judged.cost, 100 * frontier.accuracy, strict=True):
+    for name, cost, accuracy in zip(judged.stages, judged.alone, 100 * frontier.accuracy, strict=True):
         # Curves pass above a model and rise to its right: the free place is below, and inside the axes for the last one.
         last = name == judged.stages[-1]
         place = {"xytext": (10, -9), "ha": "right"} if last else {"xytext": (7, -5), "ha": "left"}

@@ -9,6 +9,8 @@ from typing import Any
 
 from cascade.errors import ConfigError
 from cascade.report import sections
+from cascade.report.anytime import anytime_figure
+from cascade.report.anytime_section import anytime
 from cascade.report.degradation import degradation_figure, latency_figure
 from cascade.report.frontier import frontier_figure
 from cascade.report.markup import contents, document, heading, paragraph, section
@@ -29,6 +31,7 @@ SECTIONS = {
     "risk": "What may be lost, with a certificate",
     "plan": "The plan by arrival rate",
     "degradation": "Under load",
+    "anytime": "For clients that watch",
 }
 
 
@@ -66,6 +69,8 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
     yield "plan", plan_figure(report.plan)
     yield "degradation", degradation_figure(report.degradation)
     yield "latency", latency_figure(report.degradation)
+    if report.anytime is not None:
+        yield "anytime", anytime_figure(report.anytime)
 
 
 def render(report: Report, figures: Mapping[str, str]) -> str:
@@ -88,6 +93,7 @@ def render(report: Report, figures: Mapping[str, str]) -> str:
         sections.risk(report, figures["risk"]),
         sections.plan(report, figures["plan"]),
         sections.degradation(report, figures),
+        anytime(report.anytime, figures.get("anytime")),
     )
     main = "".join(section(anchor, SECTIONS[anchor], body) for anchor, body in zip(SECTIONS, bodies, strict=True))
     return document(f"{report.name}: report", header + contents(SECTIONS.items()), main, sections.footer(report))

@@ -13,6 +13,7 @@ from cascade.calibration.frontier import Frontier, Point
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.plan import Plan
 from cascade.errors import ConfigError
+from cascade.report.anytime import Anytime
 from cascade.report.degradation import Degradation
 from cascade.report.reliability import StageReliability
 from cascade.report.risk import point_at
@@ -60,6 +61,8 @@ class Report:
     """By arrival rate."""
     degradation: Degradation
     """Simulated loads."""
+    anytime: Anytime | None = None
+    """What clients that watch see; None where the table has no probabilities."""
 
     @property
     def judged(self) -> JudgedTable:
@@ -98,4 +101,5 @@ class Report:
             "certificate": self.certificate.model_dump(mode="json"),
             "plan": self.plan.model_dump(mode="json"),
             "degradation": self.degradation.document(),
+            "anytime": None if self.anytime is None else self.anytime.document(),
         }

@@ -13,7 +13,9 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -21,12 +23,12 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from cascade.assembly import Artefacts, build_policy, class_configs, router_slots
+from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
+from cascade.loading import load_chain
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
-from cascade.profiling import load_network
 from cascade.serving import replicas
 from cascade.serving.address import NOWHERE, Address, Listen
 from cascade.serving.audits import Audits, has_room
@@ -36,13 +38,17 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.port_claim import PortClaim
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
 from cascade.serving.telemetry import Monitor, Telemetry
-from cascade.spec import CascadeSpec, Ladder
+from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
+from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec_exits import owners_of
+from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -62,6 +68,8 @@ QUIET = LoggingConfig(enable_access_log=False)
 
 COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
 """How handles choose a replica: as by default, while taking down how many there are."""
+ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
+"""The same, where a call may name the replica that it must reach."""
 
 
 MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
@@ -114,13 +122,14 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None if stage.placement == "router" else stage_deployment(ladder, index) for index, stage in enumerate(spec.stages)
+        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start)
+        for group in groups(spec)
     ]
     router = serve.deployment(
         name="router",
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
-        ray_actor_options={"num_cpus": spec.router.num_cpus},
+        ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
         logging_config=QUIET,
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
@@ -128,22 +137,38 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
+def groups(spec: CascadeSpec) -> list[range]:
+    """The stages by the processes in which they run: those that run together are one group."""
+    starts = [index for index, stage in enumerate(spec.stages) if stage.placement != "together"]
+    return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
+
+
 def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
-    """Bind the Serve deployment of one stage."""
-    stage = ladder.spec.stages[index]
+    """Bind the Serve deployment of one stage, and of those that run together with it."""
+    spec = ladder.spec
+    (group,) = (group for group in groups(spec) if group.start == index)
+    stage, routers = spec.stages[index], spec.router.replicas
+    calls = sum(routers * router_slots(spec.placed[each], routers, 1) for each in group)
     deployment = serve.deployment(
         name=stage.name,
-        **stage_replicas(ladder.spec, stage),
+        **stage_replicas(spec, stage),
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
-        max_ongoing_requests=2 * ladder.spec.router.replicas * router_slots(stage, ladder.spec.router.replicas, 1) + 1,
-        ray_actor_options={"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus},
+        max_ongoing_requests=2 * calls + 1,
+        ray_actor_options=reserved(stage),
         logging_config=QUIET,
-        request_router_config=COUNTING,
+        request_router_config=COUNTING if len(group) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
-    )(StageReplica)
-    return deployment.bind(ladder, index)
+    )
+    if len(group) == 1:
+        return deployment(StageReplica).bind(ladder, index)
+    return deployment(TogetherReplica).bind(ladder, group)
+
+
+def reserved(stage: StageSpec) -> dict[str, Any]:
+    """What Ray reserves for a replica of a stage, and so where it may run."""
+    return {"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus, "resources": dict(stage.resources)}
 
 
 class RouterReplica(GrpcServicer):
@@ -154,7 +179,7 @@ class RouterReplica(GrpcServicer):
     Args:
         ladder: the ladder.
         artefacts: what it needs beside the spec, already checked.
-        handles: handle of each stage, None for one that runs here.
+        handles: handle of each group of stages, see `groups`, None for one that runs here.
         make_policy: see `application`.
         listen: where to take requests beside Serve's own way in.
     """
@@ -163,13 +188,19 @@ class RouterReplica(GrpcServicer):
         self,
         ladder: Ladder,
         artefacts: Artefacts,
-        handles: list[DeploymentHandle[StageReplica] | None],
+        handles: list[DeploymentHandle[Any] | None],
         make_policy: MakePolicy = build_policy,
         listen: Listen = NOWHERE,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
-        for index, handle in enumerate(handles):
-            stages.append(place_here(ladder, index) if handle is None else ReplicaStage(handle))
+        for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            if handle is None:
+                stages += place_here(ladder, group.start, artefacts.profile)
+            elif len(group) == 1:
+                stages.append(ReplicaStage(handle))
+            else:
+                shared = TogetherHandle(handle)
+                stages += [TogetherStage(shared, index) for index in group]
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
         self._artefacts = artefacts
@@ -187,6 +218,8 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        name = self._ladder.spec.name
+        ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
         if self._listen.grpc is not None:
@@ -205,15 +238,28 @@ class RouterReplica(GrpcServicer):
         return self._router
 
 
-def place_here(ladder: Ladder, index: int) -> StageClient | InlineStage:
-    """Load a stage into this process: inside the event loop if its full batch is short, else in a thread."""
-    stage = load_network(ladder, ladder.spec.stages[index])
-    durations = []
-    for _ in range(5):
-        started = time.perf_counter()
-        stage.warm_up(ladder.example_row(), (ladder.spec.stages[index].max_batch_size,))
-        durations.append(time.perf_counter() - started)
-    return InlineStage(stage) if min(durations) < INLINE_LIMIT_S else ThreadStage(stage)
+def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
+    """Load a stage into this process, and those that run together with it: each inside the event loop if its full batch is
+    short, else in a thread.
+
+    What one leaves for the next is arrays of this process, which nobody has to keep.
+    """
+    (group,) = (group for group in groups(ladder.spec) if group.start == index)
+    placed: list[StageClient | InlineStage] = []
+    example = ladder.example_row()
+    texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)
+    for each, stage in zip(group, load_chain(ladder, group), strict=True):
+        rows, measured = ladder.spec.stages[each].max_batch_size, profile.stages[each]
+        durations = []
+        for _ in range(5):
+            started = time.perf_counter()
+            stage.warm_up(example, (rows,))
+            durations.append(time.perf_counter() - started)
+        example = dict(stage.run(example).state or {})
+        # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
+        full_s = max(min(durations), measured.a_s + measured.b_s * rows if texts else 0.0)
+        placed.append(InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage))
+    return placed
 
 
 def build_router(
@@ -239,9 +285,13 @@ def build_router(
         StagePlaces(1, slots=lambda _: 1)
         if stage.placement == "router"
         else StagePlaces(
-            stage.replicas, partial(router_slots, stage, routers), 1 / routers, partial(replicas.running, stage.name)
+            stage.replicas,
+            partial(router_slots, stage, routers),
+            1 / routers,
+            partial(replicas.running, spec.stages[owner].name),
+            owner,
         )
-        for stage in spec.stages
+        for stage, owner in zip(spec.placed, owners_of(spec.stages), strict=True)
     ]
     classes = class_configs(spec, artefacts.certificate)
     judges = [stage.judge() for stage in artefacts.calibration.stages]
@@ -254,9 +304,10 @@ def build_router(
         margin_s=spec.deadline.margin_s,
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
+        rule=anytime_rule(spec, artefacts),
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
-    router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock)
+    router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
     names = [stage.name for stage in spec.stages]
     router.monitor = Monitor(
         names,

@@ -13,10 +13,12 @@ import numpy as np
 
 from cascade.models.stage import Arrays, StageResult
 from cascade.policy.audit import Auditor
+from cascade.policy.commands import Reply
 from cascade.policy.gain import Earlier, Judge, Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.states import KeepsState
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class Audits:
         spare: whether the stages have room for a guest now, see `has_room`.
         clock: seconds, the router's own clock.
         timeout_s: a stage call that takes longer has failed.
+        resumes: whether each stage goes on from what the one before left; None if none does.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Audits:
         clock: Callable[[], float],
         *,
         timeout_s: float = 10.0,
+        resumes: Sequence[bool] | None = None,
     ) -> None:
         self.auditor = auditor
         self.counts = AuditCounts()
@@ -67,21 +71,25 @@ class Audits:
         self._spare = spare
         self._clock = clock
         self._timeout_s = timeout_s
+        self._resumes = tuple(resumes or [False] * len(stages))
         self._audit: asyncio.Task[None] | None = None
 
-    def offer(self, answer: Answer, inputs: Arrays, row: int) -> None:
-        """Take note of a row that is being answered, and audit it if it is drawn and there is room.
+    def offer(self, reply: Reply, inputs: Arrays) -> None:
+        """Take note of rows that are being answered, and audit one that is drawn if there is room.
 
         Never raises and never waits. The row is copied, so that an audit does not keep a client's whole message.
 
         Args:
-            answer: the answer.
-            inputs: one array [rows, *row] for each input of the ladder: the message that the row came in.
-            row: its place in the message.
+            reply: the answer.
+            inputs: one array [rows, *row] for each input of the ladder: the message that the rows came in.
         """
-        if self.auditor.drawn(answer) and self._audit is None and self.auditor.wants(self._clock(), self._spare()):
-            alone = {name: array[row : row + 1].copy() for name, array in inputs.items()}
-            self._audit = asyncio.get_running_loop().create_task(self._run(answer, alone))
+        answer, places = reply.answer, reply.places
+        if len(places) == 1:
+            if self.auditor.drawn(answer):
+                self._begin(answer, inputs, places[0])
+        else:
+            for row in self.auditor.drawn_among(answer, reply.rows):
+                self._begin(answer._replace(row=row), inputs, row + places[0] - answer.row)
 
     async def close(self) -> None:
         """Cancel the audit that is under way."""
@@ -89,6 +97,12 @@ class Audits:
         if audit is not None:
             audit.cancel()
             await asyncio.gather(audit, return_exceptions=True)
+
+    def _begin(self, answer: Answer, inputs: Arrays, row: int) -> None:
+        """Audit a row that was drawn, if there is room."""
+        if self._audit is None and self.auditor.wants(self._clock(), self._spare()):
+            alone = {name: array[row : row + 1].copy() for name, array in inputs.items()}
+            self._audit = asyncio.get_running_loop().create_task(self._run(answer, alone))
 
     async def _run(self, answer: Answer, inputs: Arrays) -> None:
         try:
@@ -115,24 +129,39 @@ class Audits:
         one = slice(answer.row, answer.row + 1)
         earlier = Earlier(served.probabilities[one], served.p_correct[one])
         judgement: Judgement | None = None
-        for stage in range(answer.stage + 1, len(self._stages)):
+        first = answer.stage + 1
+        while self._resumes[first]:
+            first -= 1  # what that stage left of the row is gone with its answer
+        state: Arrays | None = None
+        for stage in range(first, len(self._stages)):
             if not self._spare():
+                self._forget(stage - 1, state)
                 return None
-            logits = (await self._call(stage, inputs)).logits
+            result = await self._call(stage, inputs, state if self._resumes[stage] else None)
+            logits, state = result.logits, result.state
             expected = earlier.probabilities.shape
             if logits.shape != expected or not np.isfinite(logits).all():
                 raise ValueError(f"stage {stage} returned logits {logits.shape}, expected finite {expected}")
+            if stage <= answer.stage:
+                continue
             judge = self._judges[stage]
             judgement = judge(logits, earlier if judge.looks_back else None)
             earlier = Earlier(judgement.probabilities, judgement.p_correct)
         return judgement
 
-    async def _call(self, stage: int, inputs: Arrays) -> StageResult:
+    async def _call(self, stage: int, inputs: Arrays, state: Arrays | None) -> StageResult:
         client = self._stages[stage]
         if isinstance(client, InlineStage):
-            return client.run_now(inputs)
+            return client.run_now(inputs if state is None else state)
         async with asyncio.timeout(self._timeout_s):
-            return await client.run(inputs)
+            if state is not None and isinstance(client, KeepsState):
+                return await client.resume(state, lambda _: inputs)
+            return await client.run(inputs if state is None else state)
+
+    def _forget(self, stage: int, state: Arrays | None) -> None:
+        client = self._stages[stage]
+        if state is not None and isinstance(client, KeepsState):
+            client.forget(state, [0])
 
 
 def has_room(policy: Policy) -> bool:

@@ -1,5 +1,7 @@
 """Serve's own way to a replica, with two changes: it says how many replicas there are, and asks all of a small number.
 
+Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
+
 Knows Serve's alpha API for request routers. Serve pushes every change of a deployment's replicas to its handles;
 listening there costs no call.
 """
@@ -7,9 +9,10 @@ listening there costs no call.
 import random
 
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import note
+from cascade.serving.replicas import note, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -33,3 +36,25 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
         """Replicas to compare, in random order so that equal ones take turns."""
         count = min(len(candidate_replicas), MOST_ASKED)
         return [random.sample(candidate_replicas, count)] if count else []
+
+
+class AddressedRouter(CountingRouter):
+    """The replica whose tag the call names as ``to``, if it is running; for all other calls the one with the fewest."""
+
+    # Serve's default gives a replica that was found for one request to the one that came first; an address is one's own.
+    _fulfill_next_pending_request = RequestRouter._fulfill_next_pending_request
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """The replica that is named, alone; see the class."""
+        to = None if pending_request is None else pending_request.kwargs.get("to")
+        if pending_request is not None and to is not None:
+            named = [replica for replica in candidate_replicas if tag_of(replica.replica_id.unique_id) == to]
+            if named:
+                # If it holds as many calls as it may, ask again after a pause, and not at once without end.
+                pending_request.routing_context.should_backoff = True
+                return [named]
+        return await super().choose_replicas(candidate_replicas, pending_request)

@@ -25,6 +25,7 @@ class FakeStage:
         seconds: how long a batch takes, on the event loop's own clock.
         fail_first: how many calls raise before it works.
         hang: calls, counted from 0, that never return.
+        leaves: inputs to the state that a later stage resumes from; None if it leaves none.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class FakeStage:
         seconds: float | Callable[[int], float] = 0.0,
         fail_first: int = 0,
         hang: frozenset[int] = frozenset(),
+        leaves: Callable[[Arrays], Arrays] | None = None,
     ) -> None:
         self._script = script
         self._seconds = seconds
         self._fail_first = fail_first
         self._hang = hang
+        self._leaves = leaves
         self.calls: list[Arrays] = []
 
     async def run(self, inputs: Arrays) -> StageResult:
@@ -52,4 +55,5 @@ class FakeStage:
         await asyncio.sleep(seconds)
         if number < self._fail_first:
             raise RuntimeError("told to fail")
-        return StageResult(self._script(inputs), seconds)
+        state = None if self._leaves is None else self._leaves(inputs)
+        return StageResult(self._script(inputs), seconds, state=state)

@@ -6,18 +6,23 @@ leaves out the trailing metadata.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import grpc
 
 from cascade import __version__
-from cascade.errors import CascadeError, PayloadTooLarge, UnknownModel
+from cascade.errors import BadRequest, CascadeError, PayloadTooLarge, UnknownModel
+from cascade.serving.grpc_stream import answer_each
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
+from cascade.serving.streaming import Event, stream
 from cascade.wire import metadata
 from cascade.wire.grpc_status import read_metadata, status_of
+from cascade.wire.http import HeaderFacts
 from cascade.wire.oip import InferRequest
-from cascade.wire.oip_grpc import decode_request, encode_response, read_message
+from cascade.wire.oip_grpc import decode_request, encode_response, failed_event, read_message, shown_event
 from cascade.wire.oip_messages import (
     ModelInferRequest,
     ModelMetadataRequest,
@@ -33,6 +38,9 @@ from cascade.wire.oip_messages import (
 )
 
 logger = logging.getLogger("cascade.ingress")
+
+MOST_UNDER_WAY = 256
+"""Requests of one stream that are under way at a time; the next is read when one of them has ended."""
 
 
 class Context(Protocol):
@@ -107,6 +115,53 @@ class GrpcServicer:
         except Exception as error:
             await hold_back(error)
             return refused(error, grpc_context)
+
+    async def ModelStreamInfer(self, payloads: AsyncIterator[bytes], grpc_context: Context) -> AsyncGenerator[Any, None]:
+        """Answer the requests of a stream beside each other, each with its answer so far as often as that gets better.
+
+        The metadata are the stream's, and so is the time limit among them: it counts from the stream's beginning.
+        """
+        facts, started_s = read_metadata(grpc_context.invocation_metadata()), time.monotonic()
+
+        def answer(payload: bytes) -> AsyncGenerator[Any, None]:
+            if facts.timeout_s is None:
+                return self._refined(facts, payload)
+            left_s = facts.timeout_s - (time.monotonic() - started_s)
+            return self._refined(facts._replace(timeout_s=max(left_s, 1e-6)), payload)
+
+        async with aclosing(answer_each(payloads, answer, MOST_UNDER_WAY)) as answers:
+            async for each in answers:
+                yield each
+
+    async def _refined(self, facts: HeaderFacts, payload: bytes) -> AsyncGenerator[Any, None]:
+        """The answers to one request of a stream; an error is the last of them."""
+        read: list[InferRequest] = []
+
+        async def request() -> InferRequest:
+            read.append(self._read(payload))
+            return read[0]
+
+        try:
+            async with aclosing(stream(self._service, facts, request, self._write_event)) as events:
+                async for each in events:
+                    yield each
+        except Exception as error:
+            await hold_back(error)
+            yield self._failed(error, payload, read[0].id if read else None)
+
+    def _failed(self, error: Exception, payload: bytes, request_id: str | None) -> Any:
+        if not isinstance(error, CascadeError):
+            logger.exception("unexpected error")
+        if request_id is None and len(payload) <= self._service.spec.limits.max_body_bytes:
+            try:  # it was turned away unread, and its client must be told which one it was
+                request_id = read_message(ModelInferRequest, payload).id
+            except BadRequest:
+                request_id = None
+        return failed_event(error, self._service.spec.name, request_id)
+
+    def _write_event(self, request: InferRequest, shown: Event) -> Any:
+        spec = self._service.spec
+        return shown_event(spec.name, spec.version, shown.outputs, request, shown.parameters, final=shown.final)
 
     def _read(self, payload: bytes) -> InferRequest:
         service = self._service

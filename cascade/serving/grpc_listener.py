@@ -12,8 +12,8 @@ import grpc
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.serving.grpc_ingress import GrpcServicer
-from cascade.serving.grpc_methods import with_deadline
-from cascade.wire.oip_messages import METHODS, SERVICE
+from cascade.serving.grpc_methods import stream_with_deadline, with_deadline
+from cascade.wire.oip_messages import METHODS, SERVICE, STREAM_METHOD
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -70,15 +70,16 @@ class GrpcListener:
 
 def handlers(servicer: GrpcServicer) -> grpc.GenericRpcHandler:
     """The protocol's methods, as a server of grpcio takes them."""
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            method: grpc.unary_unary_rpc_method_handler(
-                with_deadline(getattr(servicer, method)), response_serializer=_serialized
-            )
-            for method in METHODS
-        },
+    by_name = {
+        method: grpc.unary_unary_rpc_method_handler(
+            with_deadline(getattr(servicer, method)), response_serializer=_serialized
+        )
+        for method in METHODS
+    }
+    by_name[STREAM_METHOD] = grpc.stream_stream_rpc_method_handler(
+        stream_with_deadline(getattr(servicer, STREAM_METHOD)), response_serializer=_serialized
     )
+    return grpc.method_handlers_generic_handler(SERVICE, by_name)
 
 
 def _serialized(message: Any) -> bytes:

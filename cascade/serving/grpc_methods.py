@@ -7,13 +7,14 @@ they lead to the methods of the same names of `cascade.serving.app.RouterReplica
 this module too, so it imports neither models nor messages: requests stay bytes until they are past the router's door.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 
 from cascade.wire.grpc_status import timeout_entry
-from cascade.wire.oip_messages import METHODS, SERVICE
+from cascade.wire.oip_messages import METHODS, SERVICE, STREAM_METHOD
 
 SERVICER_FUNCTION = "cascade.serving.grpc_methods.add_to_server"
 """Import path of `add_to_server`, for Serve's options."""
@@ -33,11 +34,16 @@ class ProtocolHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio 
         self._method_handlers = {
             f"/{SERVICE}/{method}": grpc.unary_unary_rpc_method_handler(_not_replaced) for method in METHODS
         }
+        self._method_handlers[f"/{SERVICE}/{STREAM_METHOD}"] = grpc.stream_stream_rpc_method_handler(_not_replaced)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call, None if it is none of the protocol's."""
         handler = self._method_handlers.get(handler_call_details.method)
-        return None if handler is None else handler._replace(unary_unary=with_deadline(handler.unary_unary))
+        if handler is None:
+            return None
+        if handler.response_streaming:
+            return handler._replace(stream_stream=stream_with_deadline(handler.stream_stream))
+        return handler._replace(unary_unary=with_deadline(handler.unary_unary))
 
 
 class DeadlineContext:
@@ -67,6 +73,19 @@ def with_deadline(handler: Callable[[bytes, Any], Awaitable[Answer]]) -> Callabl
 
     async def handle(payload: bytes, context: Any) -> Answer:
         return await handler(payload, DeadlineContext(context))
+
+    return handle
+
+
+def stream_with_deadline(
+    handler: Callable[[AsyncIterator[bytes], Any], AsyncGenerator[Answer, None]],
+) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
+    """The same for a method that takes and gives streams. Its answers end when the call does, even if the client leaves."""
+
+    async def handle(payloads: AsyncIterator[bytes], context: Any) -> None:
+        async with aclosing(handler(payloads, DeadlineContext(context))) as answers:
+            async for each in answers:
+                await context.write(each)
 
     return handle
 

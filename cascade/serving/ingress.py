@@ -6,15 +6,18 @@ routes and codecs from `cascade.wire`, and the service as something that answers
 
 import asyncio
 import logging
+from contextlib import aclosing
 from functools import lru_cache, partial
 from typing import Protocol
 
 from cascade import __version__
-from cascade.errors import CascadeError, Overloaded, PayloadTooLarge
+from cascade.errors import BadRequest, CascadeError, Overloaded, PayloadTooLarge
 from cascade.serving.http_listener import Message, Receive, Send
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
+from cascade.serving.streaming import Event, stream
 from cascade.wire import metadata
 from cascade.wire.encoding import compress, inflate
+from cascade.wire.event_stream import PING, event, stream_headers
 from cascade.wire.http import HeaderFacts, Headers, answer_headers, parse_json_length, read_headers
 from cascade.wire.oip import InferRequest, decode_request, encode_response
 from cascade.wire.problem import Reply, problem
@@ -67,6 +70,9 @@ class Ingress:
             route = parse_route(scope["method"], path)
             if route.model is not None:
                 self._service.check_model(route.model, route.version)
+            if route.kind is RouteKind.INFER_STREAM or (route.kind is RouteKind.INFER and facts.event_stream):
+                await self._stream(facts, receive, send)
+                return
             if route.kind is RouteKind.INFER:
                 read, write = partial(self._read, facts, receive), partial(self._write, facts)
                 status, headers, body = 200, *await self._service.infer(facts, read, write)
@@ -115,6 +121,43 @@ class Ingress:
         json_length = parse_json_length(facts.inference_header_length)
         body = inflate(await read_body(receive, facts.content_length, max_bytes), facts.content_encoding, max_bytes)
         return decode_request(body, json_length, self._service.signature, self._service.limits)
+
+    async def _stream(self, facts: HeaderFacts, receive: Receive, send: Send) -> None:
+        """Send the events of one message; raises what went wrong before the first, when the status is still open.
+
+        One event is made at a time, and only once the one before has been taken off our hands, so a client that reads slowly
+        costs no memory and is shown the newest state when it is ready for it.
+        """
+        read = partial(self._read_for_stream, facts, receive)
+        events = stream(self._service, facts, read, self._write_event, self._service.spec.anytime.ping_s)
+        async with aclosing(events):
+            written = await anext(events)
+            await send({"type": "http.response.start", "status": 200, "headers": stream_headers(facts.wait_s)})
+            more = True
+            while more:
+                body, more = (PING, True) if written is None else written
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+                if more:
+                    try:
+                        written = await anext(events)
+                    except Exception as error:
+                        _, _, document = self._refusal(error, facts)
+                        written = event(document), False
+
+    async def _read_for_stream(self, facts: HeaderFacts, receive: Receive) -> InferRequest:
+        request = await self._read(facts, receive)
+        if parse_json_length(facts.inference_header_length) == 0:  # a raw body cannot say what it wants
+            return request._replace(outputs=self._service.signature.all_json)
+        if any(output.binary for output in request.outputs):
+            raise BadRequest(
+                "an event stream holds JSON only; leave out binary_data_output and binary_data, or make them false"
+            )
+        return request
+
+    def _write_event(self, request: InferRequest, shown: Event) -> tuple[bytes, bool]:
+        spec = self._service.spec
+        body, _ = encode_response(spec.name, spec.version, shown.outputs, request_id=request.id, parameters=shown.parameters)
+        return event(body), not shown.final
 
     def _write(self, facts: HeaderFacts, request: InferRequest, answered: Answered) -> tuple[Headers, bytes]:
         spec = self._service.spec

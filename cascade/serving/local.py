@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.serving.app import AppArgs, build, spec_argument
 from cascade.serving.grpc_methods import SERVICER_FUNCTION
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import CascadeSpec, Ladder, StageSpec
 
 OBJECT_STORE_BYTES = 200 << 20
 """Ray's smallest comfortable store: batches travel inside the calls, so nothing of size goes through it."""
@@ -70,6 +71,8 @@ def running(
             address="local",
             # Ray's CPUs are a count for placement: a ladder that asks for more than there are still runs here, slower.
             num_cpus=max(os.cpu_count() or 1, needed),
+            # Custom resources tell a cluster's nodes apart; here there is one, which stands for all of them.
+            resources=custom_resources(spec),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             configure_logging=verbose,
@@ -143,6 +146,20 @@ def require_gpus(spec: CascadeSpec, here: int) -> None:
 def cpus_needed(spec: CascadeSpec) -> int:
     """CPUs that the ladder's replicas reserve when there are as many of them as may be, rounded up."""
     total = spec.router.replicas * spec.router.num_cpus
-    placed = [stage for stage in spec.stages if stage.placement == "replica"]
-    total += sum((stage.max_replicas or stage.replicas) * stage.num_cpus for stage in placed)
+    total += sum(most * stage.num_cpus for stage, most in _most_replicas(spec))
     return -int(-total // 1)
+
+
+def custom_resources(spec: CascadeSpec) -> dict[str, float]:
+    """Custom resources that the ladder's replicas reserve when there are as many of them as may be, by name."""
+    total: dict[str, float] = defaultdict(float)
+    for name, amount in spec.router.resources.items():
+        total[name] += spec.router.replicas * amount
+    for stage, most in _most_replicas(spec):
+        for name, amount in stage.resources.items():
+            total[name] += most * amount
+    return dict(total)
+
+
+def _most_replicas(spec: CascadeSpec) -> list[tuple[StageSpec, int]]:
+    return [(stage, stage.max_replicas or stage.replicas) for stage in spec.stages if stage.placement == "replica"]

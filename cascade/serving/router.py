@@ -7,39 +7,31 @@ the fakes of a test.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.stage import Arrays, StageResult
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
+from cascade.models.thinking import DEPTH, PRESSURE
+from cascade.policy.anytime import Product, Rule, steady
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
-from cascade.policy.walk import answers_so_far
+from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
+from cascade.serving.batches import BatchArrays
 from cascade.serving.lag import LoopLag
+from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
-
-
-class _Message:
-    """The rows of one client message: its inputs, and the answers so far."""
-
-    __slots__ = ("answers", "done", "inputs", "missing")
-
-    def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
-        self.inputs = inputs
-        self.answers: list[Answer | None] = [None] * rows
-        self.missing = rows
-        self.done = done
 
 
 class Router:
@@ -60,6 +52,7 @@ class Router:
         margin_s: the best answer so far leaves this long before a deadline, at most a tenth of the time to it.
         clock: seconds, monotonic, of finer grain than the event loop's own.
         control: what the slow loop works with.
+        rule: what clients that watch are shown of a row as its answers come.
     """
 
     def __init__(
@@ -72,13 +65,18 @@ class Router:
         margin_s: float,
         clock: Callable[[], float],
         control: Control,
+        rule: Rule = steady,
     ) -> None:
         self.policy = policy
         self._judges = tuple(judges)
         self._stages = tuple(stages)
+        self._arrays = BatchArrays(stages, policy.resumes)
+        self._thinks = policy.thinks
         self._classes = classes
         self._margin_s = margin_s
         self._clock = clock
+        self._rule = rule
+        self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
         self._calls: dict[Batch, asyncio.Task[None]] = {}
         self._pumping = False
@@ -129,6 +127,7 @@ class Router:
         priority: int = 1,
         max_cost: float = inf,
         tenant: str = "",
+        min_confidence: float = inf,
     ) -> list[Answer]:
         """Answer every row of one message.
 
@@ -139,6 +138,7 @@ class Router:
             priority: class, 1 is the most important.
             max_cost: most that a row's stages may cost together.
             tenant: for whom it is, empty if nobody is named.
+            min_confidence: probability of being right with which the client is content; above 1 for no such wish.
 
         Returns:
             One answer a row, in order.
@@ -148,24 +148,86 @@ class Router:
             DeadlineExceeded: a row had no answer of any stage when its deadline came.
             StageFailed: the first stage failed twice.
         """
-        now = self._clock()
-        deadline_s = now + budget_s
-        answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
-        message = _Message(inputs, rows, self._loop.create_future())
-        requests = [Request((message, row), now, answer_by_s, deadline_s, priority, max_cost, tenant) for row in range(rows)]
-        self.slow_loop.arrived(now, priority, rows)
-        walks = self.policy.arrived(now, requests, self.lag_s)
-        if isinstance(walks, Shed):
-            raise overloaded(walks)
-        self._schedule_pump()
+        message = Message(inputs, rows, self._loop.create_future())
+        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
         try:
             return await message.done
         finally:
-            # After an answer this is a no-op; it matters when the client went away or one of the rows failed.
-            if message.missing:
-                for walk in walks:
-                    self.policy.cancelled(walk)
-            message.inputs = {}  # the policy's timers still hold the message until its deadline
+            self._leave(message, walks)
+
+    async def refine(
+        self,
+        inputs: Arrays,
+        rows: int,
+        *,
+        budget_s: float,
+        priority: int = 1,
+        max_cost: float = inf,
+        tenant: str = "",
+        min_confidence: float = inf,
+        patience_s: float = inf,
+    ) -> AsyncGenerator[Refined | None, None]:
+        """Answer every row of one message, and show what there is while rows go on. To be closed by whoever stops early.
+
+        Args:
+            inputs: see `answer`, as for all that is not named here.
+            rows: see `answer`.
+            budget_s: see `answer`.
+            priority: see `answer`.
+            max_cost: see `answer`.
+            tenant: see `answer`.
+            min_confidence: see `answer`.
+            patience_s: seconds without news after which None says so, again and again.
+
+        Yields:
+            All rows, the first time when each has an answer, then when one has a better one, the last time when all are
+            final. Whoever takes them slowly gets the newest, and misses some before it.
+
+        Raises:
+            Overloaded, DeadlineExceeded, StageFailed: see `answer`; before the first yield only.
+        """
+        message = StreamedMessage(inputs, rows, self._loop.create_future(), self._rule, self._clock)
+        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=True)
+        try:
+            refined: Refined | None = None
+            while refined is None or refined.waiting:
+                refined = await message.refined(patience_s)
+                yield refined
+        finally:
+            self._leave(message, walks)
+
+    def _admit(
+        self,
+        message: Message,
+        rows: int,
+        budget_s: float,
+        priority: int,
+        max_cost: float,
+        tenant: str,
+        min_confidence: float,
+        *,
+        refine: bool,
+    ) -> tuple[Walk, ...]:
+        """Hand a message's rows to the policy; raises Overloaded if they are turned away."""
+        now = self._clock()
+        deadline_s = now + budget_s
+        answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
+        request = Request(message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows)
+        self.slow_loop.arrived(now, priority, rows)
+        walks = self.policy.arrived(now, (request,), self.lag_s)
+        if isinstance(walks, Shed):
+            raise overloaded(walks)
+        self._schedule_pump()
+        return walks
+
+    def _leave(self, message: Message, walks: Sequence[Walk]) -> None:
+        """A message has ended. Without an answer, because its client went away or a row failed, its rows end, too."""
+        if message.missing:
+            for walk in walks:
+                self.policy.cancelled(walk)
+            self._arrays.forget(message, range(len(message.answers)))
+        message.done.cancel()  # of no consequence once it is done
+        message.inputs = {}  # the policy's timers still hold the message until its deadline
 
     async def close(self) -> None:
         """Cancel every call that is under way, and what goes on beside the requests."""
@@ -214,47 +276,54 @@ class Router:
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
-                case Reply(tag, answer):
-                    message, row = tag
-                    message.answers[row] = answer
-                    if self.audits is not None:
-                        self.audits.offer(answer, message.inputs, row)
-                    message.missing -= 1
-                    if not message.missing and not message.done.done():
-                        message.done.set_result(message.answers)
+                case Reply():
+                    self._reply(command)
+                case Preliminary(message, so_far, place):
+                    message.preliminary(place, so_far)
                 case Run(batch):
                     self._run(batch)
-                case Expire(tag):
-                    self._refuse(tag, DeadlineExceeded("the deadline passed before the first stage had answered"))
-                case Fail(tag):
-                    self._refuse(tag, StageFailed("the first stage failed, and there is no answer to fall back on"))
+                case Expire(message):
+                    message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message):
+                    message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
-                    logger.warning("a batch of %d rows at stage %d hangs: given up", len(batch.walks), batch.stage)
+                    logger.warning("a batch of %d rows at stage %d hangs: given up", batch.rows, batch.stage)
                     self._calls[batch].cancel()
 
-    def _refuse(self, tag: tuple[_Message, int], error: Exception) -> None:
-        message, _ = tag
-        if not message.done.done():
-            message.done.set_exception(error)
+    def _reply(self, reply: Reply) -> None:
+        message: Message = reply.tag
+        if self.audits is not None:
+            self.audits.offer(reply, message.inputs)
+        self._arrays.forget(message, reply.places)
+        alone = len(reply.places) == 1
+        message.reply(reply.places, (reply.answer,) if alone else reply.answer.of_rows(reply.rows))
 
     # -- stage calls ---------------------------------------------------------------------------------------------------
 
     def _run(self, batch: Batch) -> None:
         stage = self._stages[batch.stage]
-        if isinstance(stage, InlineStage):
-            try:
-                result = stage.run_now(gather(batch))
-                commands = self._judged(batch, result)
-            except Exception:
-                commands = self._failed(batch)
-            self._carry_out(commands)
-            self._schedule_pump()
-        else:
-            self._calls[batch] = self._loop.create_task(self._call(stage, batch))
-
-    async def _call(self, stage: StageClient, batch: Batch) -> None:
         try:
-            commands = self._judged(batch, await stage.run(gather(batch)))
+            # At once: a row that is answered in the meantime takes its inputs with it.
+            arrays = self._arrays.gather(batch)
+            if self._thinks[batch.stage]:
+                arrays[PRESSURE] = np.array(self.policy.pressures(self._clock(), batch), np.float32)
+            if not isinstance(stage, InlineStage):
+                self._calls[batch] = self._loop.create_task(self._call(stage, batch, arrays))
+                return
+            commands = self._judged(batch, stage.run_now(arrays))
+        except Exception:
+            commands = self._failed(batch)
+        self._carry_out(commands)
+        self._schedule_pump()
+
+    async def _call(self, stage: StageClient, batch: Batch, arrays: Arrays) -> None:
+        try:
+            keeper = self._arrays.keeper(batch.stage)
+            if keeper is None:
+                result = await stage.run(arrays)
+            else:
+                result = await keeper.resume(arrays, partial(self._arrays.again, batch))
+            commands = self._judged(batch, result)
         except asyncio.CancelledError:
             # A call that was given up here has been dealt with; one that was cancelled on the stage's side has failed.
             if self._calls[batch].cancelling():
@@ -268,15 +337,22 @@ class Router:
         self._schedule_pump()
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
-        expected = (len(batch.walks), self._classes)
+        expected = (batch.rows, self._classes)
         if result.logits.shape != expected or not np.isfinite(result.logits).all():
             raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
+        if result.state is not None and self._thinks[batch.stage]:
+            self.policy.counts.stages[batch.stage].steps += int(result.state[DEPTH].sum())
+        elif result.state is not None:
+            self._arrays.keep(batch, result.state)
+        self.policy.counts.stages[batch.stage].recomputed += result.recomputed
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
         judgement = judge(result.logits, earlier)
+        if self._keeps_evidence:
+            judgement = replace(judgement, evidence=result.logits)
         return self.policy.completed(self._clock(), batch, judgement, result.run_s)
 
     def _failed(self, batch: Batch) -> list[Command]:
@@ -289,15 +365,3 @@ def overloaded(shed: Shed) -> Overloaded:
     if isfinite(shed.wait_s):
         return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
     return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)
-
-
-def gather(batch: Batch) -> dict[str, NDArray[Any]]:
-    """One contiguous array for each input, in the order of the batch's rows.
-
-    Rows that lie together in one message, as in a client's own batch, are not copied one by one.
-    """
-    tags = [walk.request.tag for walk in batch.walks]
-    message, first = tags[0]
-    if all(tag == (message, first + i) for i, tag in enumerate(tags)):
-        return {name: array[first : first + len(tags)] for name, array in message.inputs.items()}
-    return {name: np.stack([tag[0].inputs[name][tag[1]] for tag in tags]) for name in message.inputs}

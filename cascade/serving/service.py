@@ -7,12 +7,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
 from cascade.errors import NotReady, Overloaded, UnknownModel
-from cascade.policy.gain import Floats
+from cascade.policy.gain import Floats, Judgement
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
 from cascade.spec import Ladder
@@ -31,11 +31,22 @@ _WORST_FIRST = (
     ExitReason.EVICTED,
     ExitReason.PRICE,
     ExitReason.BUDGET,
+    ExitReason.SATISFIED,
     ExitReason.LAST_STAGE,
     ExitReason.CONFIDENT,
 )
 RANK = {reason: rank for rank, reason in enumerate(_WORST_FIRST)}
 """Which reason a message of several rows reports: the one that an operator would most want to know of."""
+
+
+class Asked(TypedDict):
+    """What a message asks of the router beside its answer; see `Router.answer`."""
+
+    budget_s: float
+    priority: int
+    max_cost: float
+    tenant: str
+    min_confidence: float
 
 
 class Answered(NamedTuple):
@@ -50,6 +61,20 @@ class Answered(NamedTuple):
     outputs: list[tuple[TensorSpec, Array, bool]]
     parameters: dict[str, Parameter]
     provenance: Provenance
+
+
+class BatchRows(NamedTuple):
+    """The rows of a message that left it from one batch.
+
+    Attributes:
+        judgement: of that batch.
+        rows: their rows in it.
+        places: their places in the message.
+    """
+
+    judgement: Judgement
+    rows: list[int]
+    places: list[int]
 
 
 class Service:
@@ -141,19 +166,29 @@ class Service:
         router = self.router
         started_ns = time.perf_counter_ns()
         try:
-            self._door(router, facts)
+            self.door(router, facts)
             request = await read()
             spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading it came out of the client's time
             reply = write(request, await self._answer(router, facts, request, spent_s))
         except Exception:
             router.requests["refused"] += 1
             raise
+        self.count_answered(router, started_ns)
+        return reply
+
+    def count_answered(self, router: Router, started_ns: int) -> None:
+        """Count a message that was answered.
+
+        Args:
+            router: the router.
+            started_ns: when it came, by ``time.perf_counter_ns``.
+        """
         router.requests["answered"] += 1
         self._success_ns += time.perf_counter_ns() - started_ns
         self._last_inference_ms = time.time_ns() // 1_000_000
-        return reply
 
-    def _door(self, router: Router, facts: HeaderFacts) -> None:
+    def door(self, router: Router, facts: HeaderFacts) -> None:
+        """Turn a message away on what is known before it is read; raises Overloaded then."""
         deadline, admission = self.spec.deadline, self.spec.admission
         # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
         limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
@@ -161,37 +196,58 @@ class Service:
         router.door(1, limit_s, priority, facts.tenant or "")
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
-        deadline, admission = self.spec.deadline, self.spec.admission
-        answers = await router.answer(
-            request.inputs,
-            request.rows,
-            budget_s=time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
-            priority=priority_of(facts, request.priority, admission.priorities, admission.default_priority),
-            max_cost=inf if request.max_cost is None else request.max_cost,
-            tenant=request.tenant or facts.tenant or "",
-        )
-        probabilities, worst = probabilities_of(answers), worst_of(answers)
+        answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
+        batches, worst = by_batch(answers), worst_of(answers)
+        probabilities = probabilities_of(batches)
         return Answered(
             [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
-            self._parameters(router, answers, worst),
+            self.parameters(router, answers, batches, worst),
             self._provenance(worst),
         )
 
-    def _parameters(self, router: Router, answers: list[Answer], worst: Answer) -> dict[str, Parameter]:
+    def asked(self, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Asked:
+        """What a message asks for, out of its headers and its parameters.
+
+        Args:
+            facts: its headers.
+            request: the message.
+            spent_s: seconds of its time that reading it has taken.
+        """
+        deadline, admission = self.spec.deadline, self.spec.admission
+        return {
+            "budget_s": time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
+            "priority": priority_of(facts, request.priority, admission.priorities, admission.default_priority),
+            "max_cost": inf if request.max_cost is None else request.max_cost,
+            "tenant": request.tenant or facts.tenant or "",
+            "min_confidence": inf if request.min_confidence is None else request.min_confidence,
+        }
+
+    def parameters(
+        self, router: Router, answers: list[Answer], batches: list[BatchRows], worst: Answer
+    ) -> dict[str, Parameter]:
+        """What an answer says about itself.
+
+        Args:
+            router: the router.
+            answers: one for each row.
+            batches: the same by the batches that they left from.
+            worst: the one that speaks for all.
+        """
         prices = router.policy.prices
         parameters: dict[str, Parameter] = {
             "cascade_stage": self.stage_names[worst.stage],
             "cascade_exit_reason": worst.reason.value,
             "cascade_degraded": worst.degraded,
-            "cascade_confidence": round(min(answer.confidence for answer in answers), 6),
-            "cascade_cost": sum(answer.cost for answer in answers),
+            "cascade_confidence": round(worst.confidence if len(answers) == 1 else least_confidence(batches), 6),
+            "cascade_cost": sum([answer.cost for answer in answers]),
             "cascade_price": prices[worst.stage + 1] if worst.stage + 1 < len(prices) else 0.0,
         }
         if router.monitor is not None and router.monitor.certified_loss is not None:
             parameters["cascade_certified_loss"] = round(router.monitor.certified_loss, 6)
         if len(answers) > 1:
-            parameters["cascade_degraded_rows"] = sum(answer.degraded for answer in answers)
-        if recalled := sum(answer.recalled for answer in answers):
+            # Degraded answers are the worse ones, so if the worst is none there are none.
+            parameters["cascade_degraded_rows"] = sum([answer.degraded for answer in answers]) if worst.degraded else 0
+        if recalled := recalled_rows(batches):
             parameters["cascade_recalled_rows"] = recalled
         return parameters
 
@@ -250,31 +306,46 @@ def signature_of(ladder: Ladder) -> Signature:
     return Signature(spec.name, spec.version, tuple(field.tensor for field in spec.inputs), outputs)
 
 
+def by_batch(answers: list[Answer]) -> list[BatchRows]:
+    """The rows of a message by the batch that they left from, which are few: arrays are read once for each batch."""
+    found: dict[int, BatchRows] = {}
+    for place, answer in enumerate(answers):
+        judgement = answer.judgement
+        batch = found.get(id(judgement))
+        if batch is None:
+            batch = found[id(judgement)] = BatchRows(judgement, [], [])
+        batch.rows.append(answer.row)
+        batch.places.append(place)
+    return list(found.values())
+
+
 def worst_of(answers: list[Answer]) -> Answer:
     """The answer that speaks for a message: the most degraded, then the one from the dearest stage."""
     if len(answers) == 1:
         return answers[0]
-    return min(answers, key=lambda answer: (RANK[answer.reason], -answer.stage))
+    kinds = {(answer.reason, answer.stage): answer for answer in reversed(answers)}  # of each kind the first
+    return min(kinds.values(), key=lambda answer: (RANK[answer.reason], -answer.stage))
 
 
-def probabilities_of(answers: list[Answer]) -> Floats:
-    """Class probabilities of each answer, [rows, classes].
-
-    Rows of one message mostly left in a few batches: a copy for each batch, not one for each row.
-    """
-    places: dict[int, tuple[Floats, list[int], list[int]]] = {}
-    for place, answer in enumerate(answers):
-        judged = answer.judgement.probabilities
-        _, where, rows = places.setdefault(id(judged), (judged, [], []))
-        where.append(place)
-        rows.append(answer.row)
-    (judged, where, rows), *others = places.values()
-    if not others:
-        return judged[rows]
-    together = np.empty((len(answers), judged.shape[1]))
-    for judged, where, rows in places.values():
-        together[where] = judged[rows]
+def probabilities_of(batches: list[BatchRows]) -> Floats:
+    """Class probabilities of each row of a message, [rows, classes]."""
+    judged = batches[0].judgement.probabilities
+    if len(batches) == 1:
+        return judged[batches[0].rows]
+    together = np.empty((sum([len(batch.rows) for batch in batches]), judged.shape[1]))
+    for judgement, rows, places in batches:
+        together[places] = judgement.probabilities[rows]
     return together
+
+
+def least_confidence(batches: list[BatchRows]) -> float:
+    """Calibrated probability that the least certain row of a message is answered right."""
+    return min([float(judgement.p_correct[rows].min()) for judgement, rows, _ in batches])
+
+
+def recalled_rows(batches: list[BatchRows]) -> int:
+    """How many rows of a message were given an earlier stage's answer by the stage that they stopped at."""
+    return sum([int(each.recalled[rows].sum()) for each, rows, _ in batches if each.recalled is not None])
 
 
 def output_array(spec: TensorSpec, probabilities: Floats) -> Array:

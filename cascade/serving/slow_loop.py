@@ -38,12 +38,14 @@ class StagePlaces:
         slots: batches that this router may have with so many replicas; 0 for none.
         share: this router's part of the stage: 1 over the number of routers.
         running: healthy replicas now, None if that is not known; None in place of the function where it cannot change.
+        owner: index of the stage whose replicas these are; None if they are its own.
     """
 
     replicas: int
     slots: Callable[[int], int]
     share: float = 1.0
     running: Callable[[], int | None] | None = None
+    owner: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +125,38 @@ class SlowLoop:
 
         Rows that walk by the present prices lose at most what the certificate says of these. Of rows that left earlier,
         because a queue was full, their time was up, or a stage failed, each may be lost; but no row loses more than by
-        stopping at the first stage. Rows that skip a stage that is out are covered by nothing: None then, too.
+        stopping at the first stage. Rows that skip a stage that is out are covered by nothing, and neither are rows that
+        think less than they did when their losses were counted: None then, too.
 
         Args:
             early: share of the rows answered lately that left earlier than prices say.
         """
-        if self._certificate is None or not all(capacity.slots for capacity in self._policy.capacities):
+        seen = self._seen_prices()
+        if self._certificate is None or seen is None:
+            return None
+        return min(self._certificate.path[-1].bound_below, self._certificate.bound_at(seen) + early)
+
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        """The same where, besides, every row stops at a stage at the latest, [S]: the loss of who takes what is there then.
+
+        Args:
+            early: see `certified_loss`.
+        """
+        certificate, seen = self._certificate, self._seen_prices()
+        if certificate is None or seen is None:
+            return None
+        most, stages = certificate.path[-1].bound_below, range(len(certificate.stages))
+        return tuple(min(most, certificate.bound_stopping(seen, stage) + early) for stage in stages)
+
+    def _seen_prices(self) -> list[float] | None:
+        """The highest prices that any row walks at now; None where a stage is out."""
+        if not all(capacity.slots for capacity in self._policy.capacities):
+            return None
+        if self._policy.thinks_less:
             return None
         # A class of a small weight sees more of a surcharge: none has walked at higher prices than these.
         base, prices = self._base_prices, self._policy.prices
-        seen = [low + (price - low) / self._least_weight for low, price in zip(base, prices, strict=True)]
-        return min(self._certificate.path[-1].bound_below, self._certificate.bound_at(seen) + early)
+        return [low + (price - low) / self._least_weight for low, price in zip(base, prices, strict=True)]
 
     def readings(self, stages: Mapping[str, int]) -> dict[str, Reading]:
         """What this router knows of stages that scale, by name.
@@ -145,15 +168,21 @@ class SlowLoop:
             return {}
         base, prices, visits = self._base_prices, self._policy.prices, self.clearing.unloaded_visits
         rate = sum(meter.at(self.at_s) for meter in self._meters)
-        return {
-            name: Reading(
-                # Nothing is charged for the first stage; what it cannot run is turned away.
-                surcharge=prices[stage] - base[stage] if stage else self._turned_away,
-                demand=rate * visits[stage],
-                rate=self._policy.capacities[stage].full_rows_per_s(1),
+        each = [capacity.full_rows_per_s(1) for capacity in self._policy.capacities]
+        # Nothing is charged for the first stage; what it cannot run is turned away.
+        surcharges = [
+            price - low if stage else self._turned_away for stage, (price, low) in enumerate(zip(prices, base, strict=True))
+        ]
+        found = {}
+        for name, stage in stages.items():
+            together = [stage, *(other for other, place in enumerate(self._places) if place.owner == stage != other)]
+            found[name] = Reading(
+                surcharge=max(surcharges[other] for other in together),
+                # In rows of this stage: those of the others take more of a replica's time, or less.
+                demand=sum(rate * visits[other] * each[stage] / each[other] for other in together),
+                rate=each[stage],
             )
-            for name, stage in stages.items()
-        }
+        return found
 
     def step(self, now: float) -> None:
         """One round."""
@@ -172,9 +201,7 @@ class SlowLoop:
             Group(meter.at(now), config.weight, config.cap)
             for meter, config in zip(self._meters, self._classes, strict=True)
         ]
-        rows_per_s = [
-            self.rows_per_s(stage) if capacity.slots else 0.0 for stage, capacity in enumerate(self._policy.capacities)
-        ]
+        rows_per_s = [self.rows_per_s(stage) if open_ else 0.0 for stage, open_ in enumerate(self._policy.reachable)]
         self.clearing = clearing = self._market.clear(groups, rows_per_s)
         self._least_weight = min([1.0, *(group.weight for group in groups if group.rate > 0)])
         if sum(group.rate for group in groups) < QUIET_RATE:

@@ -1,220 +1,17 @@
-"""A stage as a Serve deployment, and the client that the router reaches it by. Knows one network; decides nothing.
-
-A replica computes in a thread of its own, so that health checks are answered meanwhile. Several routers send only their part
-of a full batch each and know nothing of one another; the replica puts together what they have sent at about the same time,
-so that the network sees full batches however many routers there are. On a GPU a full batch is begun while the one before it
-still runs, so that the device has something to do while results travel.
-"""
+"""A stage as a Serve deployment, and the client that the router reaches it by. Knows one network; decides nothing."""
 
 import asyncio
-import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from threading import Condition
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
+from cascade.loading import load_network
 from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
-from cascade.profiling import load_network
-from cascade.simulation.cluster import GATHER_SHARE
+from cascade.serving.passes import Passes
 from cascade.spec import Ladder
-
-Call = tuple[Arrays, Future[StageResult]]
-"""The inputs of a call, and what its caller waits for."""
-
-
-class Passes:
-    """Runs a network in one thread, several calls in one pass where they fit together.
-
-    A pass takes the calls that wait, in the order in which they came, while their inputs have the same names, types and row
-    shapes, and up to ``max_rows`` rows. When it is done its callers are likely to call again at once. As long as less than a
-    full pass waits, the thread gives as many calls as it has answered a moment to come, `GATHER_SHARE` of what the pass took
-    (the simulator's replicas do the same): the calls of two routers would else take turns in half-full passes for ever. A
-    lone caller is never waited for.
-
-    Where the network can have several passes under way, a second thread waits for their ends. A pass is then begun behind
-    another one only if it is full: one that is not may still grow until its turn comes, and loses nothing by that.
-
-    A pass that fails is run again call by call, so that one call's failure is not that of the others.
-
-    Args:
-        run: the network; used by one thread at a time.
-        max_rows: rows in a pass; a single call may have more.
-        gather_share: see above.
-        nice: how far the threads yield the CPU to others on the machine.
-        begin: begins a pass, and returns what waits for its end; None where the network does one at a time.
-        in_flight: passes that may be under way at a time.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[Arrays], StageResult],
-        max_rows: int,
-        gather_share: float = GATHER_SHARE,
-        nice: int = 0,
-        *,
-        begin: Callable[[Arrays], Callable[[], StageResult]] | None = None,
-        in_flight: int = 1,
-    ) -> None:
-        self._run = run
-        self._begin = begin
-        self._in_flight = in_flight
-        self._max_rows = max_rows
-        self._gather_share = gather_share
-        self._waiting: deque[Call] = deque()
-        self._rows = 0
-        self._arrived = 0
-        self._changed = Condition()
-        self._wanted = 0
-        self._gather_until_s = 0.0
-        self._under_way = 0
-        self._ended_s = 0.0
-        self._thread = _thread("cascade-stage", nice)
-        self._ends = None if begin is None else _thread("cascade-stage-ends", nice)
-
-    def submit(self, inputs: Arrays) -> Future[StageResult]:
-        """Let a call wait for its pass.
-
-        Args:
-            inputs: one contiguous array [n, *row] for each input.
-
-        Returns:
-            The call's own rows of the result, in order. ``run_s`` is the call's share of the pass, the pass's seconds x n /
-            rows of the pass: the shares of all calls add up to the time that the network was busy, and n / ``run_s`` is the
-            rate at which it worked off rows, which is what a router learns the stage's capacity from. The seconds of the
-            whole pass would charge every router for the rows of all others. Cancelled before its pass begins, the call is
-            left out.
-        """
-        result: Future[StageResult] = Future()
-        with self._changed:
-            self._waiting.append((inputs, result))
-            self._rows += _rows(inputs)
-            self._arrived += 1
-            self._changed.notify()
-        self._thread.submit(self._next)  # once for each call; for one that an earlier pass took there is nothing to do
-        return result
-
-    def _next(self) -> None:
-        """Run or begin the next pass, if any call waits."""
-        with self._changed:
-            if not self._waiting:
-                return
-            while not self._may_begin():
-                # While another pass is under way only its end, or a full pass, changes anything.
-                self._changed.wait(None if self._under_way else max(0.0, self._gather_until_s - perf_counter()))
-            calls = self._take()
-            if not calls:
-                return
-            self._under_way += 1
-        self._pass(calls)
-
-    def _may_begin(self) -> bool:
-        if self._rows >= self._max_rows:
-            return self._under_way < self._in_flight
-        return not self._under_way and (self._arrived >= self._wanted or perf_counter() >= self._gather_until_s)
-
-    def _take(self) -> list[Call]:
-        """The longest beginning of the queue that makes a pass, at least one call, without those that were cancelled."""
-        calls: list[Call] = []
-        rows = 0
-        while self._waiting:
-            inputs, result = self._waiting[0]
-            own = _rows(inputs)
-            if calls and (rows + own > self._max_rows or not _alike(calls[0][0], inputs)):
-                break
-            self._waiting.popleft()
-            self._rows -= own
-            if result.set_running_or_notify_cancel():
-                calls.append((inputs, result))
-                rows += own
-        return calls
-
-    def _pass(self, calls: list[Call]) -> None:
-        began_s = perf_counter()
-        inputs = [call for call, _ in calls]
-        if self._begin is None or self._ends is None:
-            self._end(calls, began_s, self._outcomes(inputs))
-            return
-        wait: Callable[[], StageResult] | None = None
-        with suppress(Exception):  # whose it is comes out when the calls are run one by one
-            wait = self._begin(inputs[0] if len(inputs) == 1 else _joined(inputs))
-        self._ends.submit(self._wait, calls, began_s, wait)
-
-    def _wait(self, calls: list[Call], began_s: float, wait: Callable[[], StageResult] | None) -> None:
-        """In the second thread: take the end of a pass that was begun."""
-        inputs = [call for call, _ in calls]
-        try:
-            if wait is None:
-                raise RuntimeError("the pass could not be begun")
-            outcomes: list[StageResult | Exception] = list(_parts(inputs, wait()))
-        except Exception:
-            outcomes = [outcome for call in inputs for outcome in self._outcomes([call])]
-        self._end(calls, began_s, outcomes)
-
-    def _end(self, calls: list[Call], began_s: float, outcomes: list[StageResult | Exception]) -> None:
-        done_s = perf_counter()
-        with self._changed:
-            self._wanted = self._arrived + len(calls)
-            self._gather_until_s = done_s + self._gather_share * (done_s - max(began_s, self._ended_s))
-            self._ended_s = done_s
-            self._under_way -= 1
-            self._changed.notify()
-        for (_, result), outcome in zip(calls, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                result.set_exception(outcome)
-            else:
-                result.set_result(outcome)
-
-    def _outcomes(self, calls: list[Arrays]) -> list[StageResult | Exception]:
-        """What came of each call: together if that works, else one by one."""
-        if len(calls) > 1:
-            try:
-                return list(_parts(calls, self._run(_joined(calls))))
-            except Exception:  # of any of them; which one, the next lines tell
-                return [outcome for call in calls for outcome in self._outcomes([call])]
-        try:
-            return [self._run(calls[0])]
-        except Exception as error:
-            return [error]
-
-
-def _thread(name: str, nice: int) -> ThreadPoolExecutor:
-    # The niceness is of that thread alone, on Linux: the one that answers calls and health checks keeps its own.
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=os.nice, initargs=(nice,))
-
-
-def _joined(calls: list[Arrays]) -> Arrays:
-    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
-
-
-def _parts(calls: list[Arrays], joined: StageResult) -> list[StageResult]:
-    """The result of a pass as those of its calls."""
-    if len(calls) == 1:
-        return [joined]
-    sizes = [_rows(call) for call in calls]
-    rows = sum(sizes)
-    if len(joined.logits) != rows:
-        raise ValueError(f"{rows} rows came back as {len(joined.logits)}")
-    logits = np.split(joined.logits, np.cumsum(sizes[:-1]))
-    return [joined.part(part, size / rows) for part, size in zip(logits, sizes, strict=True)]
-
-
-def _rows(inputs: Arrays) -> int:
-    return len(next(iter(inputs.values())))
-
-
-def _alike(first: Arrays, second: Arrays) -> bool:
-    """Whether two calls can be one: the same inputs, of the same types and row shapes."""
-    return first.keys() == second.keys() and all(
-        array.dtype == second[name].dtype and array.shape[1:] == second[name].shape[1:] for name, array in first.items()
-    )
 
 
 class StageReplica:
@@ -227,7 +24,7 @@ class StageReplica:
     """
 
     def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
-        stage = ladder.spec.stages[index]
+        stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None
         self._passes = Passes(
@@ -236,21 +33,22 @@ class StageReplica:
             nice=stage.nice,
             begin=self._network.begin if pipelined else None,
             in_flight=self._network.in_flight,
+            pads=stage.resumes,
         )
 
-    async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float, tuple[float, float] | None]:
+    async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float, tuple[float, float] | None, Arrays | None]:
         """Run one batch.
 
         Args:
-            inputs: one contiguous array [n, *row] for each input.
+            inputs: one contiguous array [n, *row] for each input, or for each part of the state that the stage resumes from.
 
         Returns:
-            The logits [n, classes], the seconds that the network took for these rows, see `Passes.submit`, and where they
-            are measured joules and idle joules, see `Energy`.
+            The logits [n, classes], the seconds that the network took for these rows, see `Passes.submit`, where they are
+            measured joules and idle joules, see `Energy`, and the state if another stage resumes from it.
         """
         result = await asyncio.wrap_future(self._passes.submit(inputs))
         energy = result.energy
-        return result.logits, result.run_s, None if energy is None else (energy.joules, energy.idle_joules)
+        return result.logits, result.run_s, None if energy is None else (energy.joules, energy.idle_joules), result.state
 
     def check_health(self) -> None:
         """Called by Serve now and then; raises where only another process can help."""
@@ -271,5 +69,5 @@ class ReplicaStage:
 
     async def run(self, inputs: Arrays) -> StageResult:
         """Run one batch on one of the replicas."""
-        logits, run_s, energy = await self._run.remote(inputs)
-        return StageResult(logits, run_s, None if energy is None else Energy(*energy))
+        logits, run_s, energy, state = await self._run.remote(inputs)
+        return StageResult(logits, run_s, None if energy is None else Energy(*energy), state)

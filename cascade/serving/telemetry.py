@@ -69,6 +69,12 @@ COST = _counter("cascade_cost_units_total", "cost units", (), "cost of every sta
 BATCHES = _counter("cascade_stage_batches_total", "batches", STAGE, "batches that came back")
 STAGE_ROWS = _counter("cascade_stage_rows_total", "rows", STAGE, "rows in them")
 STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "batches that failed or were given up")
+RECOMPUTED = _counter(
+    "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
+)
+STEPS = _counter(
+    "cascade_stage_steps_total", "steps", STAGE, "steps of thought of rows, in a network that chooses its depth"
+)
 RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "time of the batches, from sending to return")
 QUEUE_SECONDS = _counter(
     "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
@@ -171,6 +177,8 @@ class Telemetry:
             self._grow(BATCHES, stage.batches, name)
             self._grow(STAGE_ROWS, stage.rows, name)
             self._grow(STAGE_FAILURES, stage.failures, name)
+            self._grow(RECOMPUTED, stage.recomputed, name)
+            self._grow(STEPS, stage.steps, name)
             self._grow(RUN_SECONDS, stage.run_s, name)
             self._grow(QUEUE_SECONDS, stage.queued_s, name)
             self._grow(JOULES, stage.joules or 0.0, name)
@@ -248,6 +256,10 @@ class Plan(Protocol):
         """Bound of the loss at the present prices, where this share of the answers left earlier than these say."""
         ...
 
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        """The same where rows stop at each of the stages at the latest."""
+        ...
+
 
 def live_statistics(
     now: float,
@@ -284,6 +296,7 @@ def live_statistics(
             queued_s=lately.queued_s,
             joules_per_row=lately.joules_per_row,
             idle_energy=lately.idle_energy,
+            depth=lately.depth,
         )
     accuracy = disagreement = None
     if estimate is not None and estimate.accuracy is not None and estimate.accuracy_se is not None:
@@ -320,6 +333,7 @@ class Monitor:
 
     Attributes:
         certified_loss: bound of the accuracy lost, as of the last publication; None without a certificate.
+        certified_stops: the same where rows stop at each of the stages at the latest.
 
     Args:
         stages: their names, cheapest first.
@@ -353,12 +367,15 @@ class Monitor:
         self._telemetry = telemetry
         self._requests = requests
         self._window = Window(clock(), policy.counts)
+        self._early = 0.0
         self.certified_loss = plan.certified_loss(0.0)
+        self.certified_stops = plan.certified_stops(0.0)
 
     def read(self) -> LiveStatistics:
         """The live figures now."""
         now = self._clock()
         recent = self._window.read(now, self._policy.counts)
+        self._early = recent.cut_short or 0.0
         estimate = None if self._audits is None else self._audits.auditor.estimate(now)
         return live_statistics(now, self._stages, self._policy, self._plan, recent, estimate, self._lag())
 
@@ -366,6 +383,7 @@ class Monitor:
         """Read, which moves the windows on, and publish what was read."""
         live = self.read()
         self.certified_loss = live.certified_loss
+        self.certified_stops = self._plan.certified_stops(self._early)
         if self._telemetry is not None:
             audits = None if self._audits is None else self._audits.counts
             self._telemetry.publish(live, self._policy.counts, self._requests(), audits)

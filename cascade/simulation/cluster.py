@@ -6,9 +6,8 @@ pass that is being made.
 """
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, log1p, sqrt
 from random import Random
 from typing import Literal
@@ -17,6 +16,8 @@ from numpy.random import Generator, SeedSequence, default_rng
 
 from cascade.errors import ConfigError
 from cascade.policy.commands import Batch
+from cascade.simulation.passes import NOWHERE, Call, Pass, Replica
+from cascade.simulation.shared import Shared
 
 Noise = Literal["lognormal", "gamma"]
 """Distribution of the factor on service times, mean 1; gamma with a coefficient of variation of 1 is exponential."""
@@ -39,6 +40,7 @@ class StageServers:
         calls_per_replica: batches that may be with one of them, running or waiting.
         hop_s: seconds to a replica, and the same back.
         merged_rows: a replica runs calls that wait in one pass of up to so many rows; 0 if it runs each call on its own.
+        owner: index of the stage on whose replicas it runs, one pass at a time with that one's; None if they are its own.
     """
 
     a_s: float
@@ -47,6 +49,7 @@ class StageServers:
     calls_per_replica: int = 1
     hop_s: float = 0.0
     merged_rows: int = 0
+    owner: int | None = None
 
     @property
     def slots(self) -> int:
@@ -74,79 +77,22 @@ class Slowdown:
             )
 
 
-@dataclass(eq=False, slots=True)
-class Pass:
-    """Calls that a replica runs together.
-
-    Attributes:
-        factor: noise on its service time.
-        before: the pass before it at its replica; None if that was none, or once this one has come back.
-        calls: those that have not come back, in the order in which they were sent.
-        size: calls that it had or has.
-        returned: those that came when the pass before was done.
-        rows: rows of all of them.
-        start_s: when the replica begins.
-        finish_s: when it is done, infinite if an outage comes first.
-    """
-
-    factor: float
-    before: "Pass | None"
-    calls: list["Call"] = field(default_factory=list)
-    size: int = 0
-    returned: int = 0
-    rows: int = 0
-    start_s: float = inf
-    finish_s: float = inf
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """A batch that is with a stage.
-
-    Attributes:
-        batch: the batch.
-        replica: which replica has it, None if the stage was out, or if it was taken out.
-        work: the pass that it is part of; one that is empty and never begins, if no replica took it.
-        back_s: when its result, or its failure, is known where it was sent from; infinite if it never will be.
-        given_up: whether nobody waits for it any more.
-    """
-
-    batch: Batch
-    replica: int | None
-    work: Pass
-    back_s: float
-    given_up: bool = False
-
-    @property
-    def run_s(self) -> float:
-        """Its share of the seconds of its pass, by rows."""
-        return (self.work.finish_s - self.work.start_s) * len(self.batch.walks) / self.work.rows
-
-
-_NOWHERE = Pass(1.0, None)
-"""The pass of a call that no replica has."""
-
-
-@dataclass(eq=False, slots=True)
-class _Replica:
-    """Passes that have not come back, and the last one there was."""
-
-    passes: deque[Pass] = field(default_factory=deque)
-    last: Pass | None = None
-
-    @property
-    def calls(self) -> int:
-        """Calls that it holds."""
-        return sum(len(work.calls) for work in self.passes)
-
-
 class _Stage:
-    """Replicas of one stage."""
+    """One stage and its replicas, which others may use too."""
 
-    def __init__(self, servers: StageServers, noise: Iterator[float], slowdowns: Sequence[Slowdown]) -> None:
+    def __init__(
+        self,
+        index: int,
+        servers: StageServers,
+        noise: Iterator[float],
+        slowdowns: Sequence[Slowdown],
+        replicas: "list[Replica] | None" = None,
+    ) -> None:
+        self.index = index
+        self.shared: Shared | None = None
         self.servers = servers
         self.noise = noise
-        self.replicas = [_Replica() for _ in range(servers.replicas)]
+        self.replicas = [Replica() for _ in range(servers.replicas)] if replicas is None else replicas
         edges = sorted({0.0, *(s.from_s for s in slowdowns), *(s.to_s for s in slowdowns)})
         self.edges = edges
         self.pace = [1.0] * len(edges)
@@ -156,13 +102,17 @@ class _Stage:
                     self.pace[index] *= slowdown.factor
         self.steady = not slowdowns
 
+    def seconds(self, work: Pass) -> float:
+        """Seconds of work of a pass."""
+        return (self.servers.a_s + self.servers.b_s * work.rows) * work.factor
+
     def pace_at(self, instant: float) -> float:
         """Seconds that a second of work lasts."""
         return self.pace[bisect_right(self.edges, instant) - 1]
 
     def finish(self, start_s: float, work_s: float) -> float:
         """When work that begins at ``start_s`` is done."""
-        if self.steady:
+        if self.steady or start_s == inf:
             return start_s + work_s
         first = bisect_right(self.edges, start_s) - 1
         for pace, until_s in zip(self.pace[first:], [*self.edges[first + 1 :], inf], strict=True):
@@ -174,14 +124,17 @@ class _Stage:
             start_s = until_s
         return inf
 
-    def take(self, call: Call, replica: _Replica, arrives_s: float, factors: Iterator[float]) -> None:
+    def take(self, call: Call, replica: Replica, arrives_s: float, factors: Iterator[float]) -> None:
         """Let a call join the last pass at its replica, if that has not begun and has room, or form one of its own."""
-        rows, room = len(call.batch.walks), self.servers.merged_rows
+        if self.shared is not None:
+            self.shared.take(call, replica, arrives_s, factors)
+            return
+        rows, room = call.batch.rows, self.servers.merged_rows
         work = replica.passes[-1] if replica.passes else None
         if work is None or work.start_s <= arrives_s or work.rows + rows > room:
             if work is not None and work.start_s > arrives_s:
                 self._begin(work, arrives_s)  # it has all that it can take
-            work = Pass(next(factors), replica.last)
+            work = Pass(self.index, next(factors), replica.last)
             replica.last = work
             replica.passes.append(work)
         before = work.before
@@ -201,8 +154,7 @@ class _Stage:
         """Set the instants of a pass that begins at ``at_s``, or before if it was to, but not before its replica is free."""
         free_s = -inf if work.before is None else work.before.finish_s
         work.start_s = max(free_s, min(work.start_s, at_s))
-        seconds = (self.servers.a_s + self.servers.b_s * work.rows) * work.factor
-        work.finish_s = inf if work.start_s == inf else self.finish(work.start_s, seconds)
+        work.finish_s = self.finish(work.start_s, self.seconds(work))
         for call in work.calls:
             call.back_s = work.finish_s + self.servers.hop_s
 
@@ -242,10 +194,18 @@ class Cluster:
         sequence = SeedSequence(seed) if isinstance(seed, int) else seed
         seeds = sequence.spawn(len(stages))
         self._chance = Random(int(sequence.generate_state(1)[0]))
-        self._stages = tuple(
-            _Stage(servers, _factors(default_rng(own), cv, noise), [s for s in slowdowns if s.stage == index])
-            for index, (servers, own) in enumerate(zip(stages, seeds, strict=True))
-        )
+        made: list[_Stage] = []
+        for index, (servers, own) in enumerate(zip(stages, seeds, strict=True)):
+            owner = index if servers.owner is None else servers.owner
+            found = [slowdown for slowdown in slowdowns if slowdown.stage in (index, owner)]
+            shared = None if owner == index else made[owner].replicas
+            made.append(_Stage(index, servers, _factors(default_rng(own), cv, noise), found, shared))
+        self._stages = tuple(made)
+        for servers in stages:
+            if servers.owner is not None:
+                group = [stage for stage in made if servers.owner in (stage.index, stage.servers.owner)]
+                for stage in group:
+                    stage.shared = Shared({each.index: each for each in group}, stage.index)
 
     @property
     def turns(self) -> list[tuple[float, int, bool]]:
@@ -272,13 +232,13 @@ class Cluster:
         stage = self._stages[batch.stage]
         arrives_s = now + stage.servers.hop_s
         if not stage.steady and stage.pace_at(now) == inf:
-            return Call(batch, None, _NOWHERE, arrives_s + stage.servers.hop_s)
+            return Call(batch, None, NOWHERE, arrives_s + stage.servers.hop_s)
         index = self._choose(stage.replicas)
-        call = Call(batch, index, _NOWHERE, 0.0)
+        call = Call(batch, index, NOWHERE, 0.0)
         stage.take(call, stage.replicas[index], arrives_s, stage.noise)
         return call
 
-    def _choose(self, replicas: Sequence[_Replica]) -> int:
+    def _choose(self, replicas: Sequence[Replica]) -> int:
         """The replica with the fewest calls of those compared."""
         count = len(replicas)
         if count == 1:
@@ -291,8 +251,10 @@ class Cluster:
     def moved(self, call: Call) -> list[Call]:
         """The call that was sent last, and those whose instants it may have changed."""
         stage = self._stages[call.batch.stage]
-        if call.replica is None or not stage.servers.merged_rows:
+        if call.replica is None or not (stage.servers.merged_rows or stage.shared):
             return [call]
+        if stage.shared is not None:
+            return stage.shared.not_begun(stage.replicas[call.replica], call.batch.started_s + stage.servers.hop_s)
         # It has joined a pass, or made the one before its own begin earlier.
         return [each for work in list(stage.replicas[call.replica].passes)[-2:] for each in work.calls]
 
@@ -323,6 +285,9 @@ class Cluster:
             return []
         stage = self._stages[call.batch.stage]
         replica = stage.replicas[call.replica]
+        if stage.shared is not None:
+            call.replica = None
+            return stage.shared.take_out(call, replica, now)
         waiting = [work for work in replica.passes if work.start_s > now]
         for work in waiting:
             replica.passes.remove(work)
@@ -337,13 +302,15 @@ class Cluster:
         return left
 
     def lose(self, stage: int) -> list[Pass]:
-        """All replicas of a stage are gone.
+        """All replicas of a stage are gone, and with them those of the stages that run on them.
 
         Returns:
             The passes that they had begun or would have made, in the order in which their first calls were sent.
         """
         lost = [work for replica in self._stages[stage].replicas for work in replica.passes]
-        self._stages[stage].replicas = [_Replica() for _ in self._stages[stage].replicas]
+        for replica in self._stages[stage].replicas:
+            replica.passes.clear()
+            replica.last = None
         for work in lost:
             for call in work.calls:
                 call.back_s = inf

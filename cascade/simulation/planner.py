@@ -21,9 +21,10 @@ def market_planner(market: Market, replicas: Sequence[int]) -> Planner:
 
     def plan(now: float, rate: float, policy: Driven) -> Sequence[float]:  # noqa: ARG001
         capacities: Any = policy.capacities  # type: ignore[attr-defined]
+        reachable: Any = policy.reachable  # type: ignore[attr-defined]
         rows_per_s = [
-            capacity.full_rows_per_s(count) if capacity.slots else 0.0
-            for capacity, count in zip(capacities, replicas, strict=True)
+            capacity.full_rows_per_s(count) if open_ else 0.0
+            for capacity, count, open_ in zip(capacities, replicas, reachable, strict=True)
         ]
         prices = market.clear([Group(rate)], rows_per_s).prices
         return [price if isfinite(price) else 0.0 for price in prices]

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from cascade.calibration.judged import JudgedTable
 from cascade.errors import ConfigError
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.meter import RateMeter
 from cascade.policy.request import Request
 from cascade.policy.walk import Walk
 from cascade.simulation.clients import Clients, Mix
-from cascade.simulation.cluster import Call, Cluster, Pass
+from cascade.simulation.cluster import Cluster
+from cascade.simulation.passes import Call, Pass
 from cascade.simulation.record import REASONS, Ending, Record
 from cascade.simulation.workload import Arrivals
 
@@ -263,7 +264,7 @@ class _Run:
                     self.at(later.back_s, later)
             elif isinstance(command, Expire):
                 self._end(now, command.tag, Ending.EXPIRED)
-            else:
+            elif isinstance(command, Fail):
                 self._end(now, command.tag, Ending.FAILED)
 
     def _send(self, now: float, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from math import inf
 from typing import Final, NamedTuple, TypeAlias
 
 from cascade.errors import BadRequest
+from cascade.wire.event_stream import prefers_event_stream
 from cascade.wire.tensors import brief
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -52,6 +53,7 @@ class HeaderFacts(NamedTuple):
         request_id: ``X-Request-Id`` where it is short printable ASCII, else None.
         trace: ``Traceparent``, None if absent or malformed.
         tenant: ``Cascade-Tenant`` where it is short printable ASCII, else None.
+        event_stream: ``Accept`` prefers an event stream to JSON.
     """
 
     inference_header_length: bytes | None = None
@@ -65,6 +67,7 @@ class HeaderFacts(NamedTuple):
     request_id: str | None = None
     trace: TraceParent | None = None
     tenant: str | None = None
+    event_stream: bool = False
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
@@ -99,6 +102,7 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
         _printable(given[b"x-request-id"], MAX_REQUEST_ID_CHARS) if b"x-request-id" in given else None,
         _trace(given[b"traceparent"]) if b"traceparent" in given else None,
         _printable(given[b"cascade-tenant"], MAX_TENANT_CHARS) if b"cascade-tenant" in given else None,
+        b"accept" in given and prefers_event_stream(given[b"accept"]),
     )
 
 
@@ -143,6 +147,7 @@ _TIME_LIMITS: Final[dict[bytes, Callable[[bytes], float]]] = {
 _READ: Final = frozenset(
     {
         b"inference-header-content-length",
+        b"accept",
         b"content-length",
         b"content-encoding",
         b"accept-encoding",

@@ -29,6 +29,7 @@ class StageLive:
         queued_s: mean seconds that a row waited before it.
         joules_per_row: energy of a row that it ran, idle time of its devices included; None where it is not measured.
         idle_energy: share of that energy for time in which its devices had nothing to do.
+        depth: mean steps that a row took in a network that chooses its depth; None in any other.
     """
 
     price: Figure
@@ -42,6 +43,7 @@ class StageLive:
     queued_s: Figure = None
     joules_per_row: Figure = None
     idle_energy: Figure = None
+    depth: Figure = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class LiveStatistics:
             "run_s": {name: _finite(stage.run_s) for name, stage in stages.items()},
             "queued_s": {name: _finite(stage.queued_s) for name, stage in stages.items()},
             "joules_per_row": {name: _finite(stage.joules_per_row) for name, stage in stages.items()},
+            "depth": {name: _finite(stage.depth) for name, stage in stages.items()},
             "idle_energy": {name: _finite(stage.idle_energy) for name, stage in stages.items()},
             "shed_per_s": _finite(self.shed_per_s),
             "expired_per_s": _finite(self.expired_per_s),

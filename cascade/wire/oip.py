@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from cascade.errors import BadRequest, SpecError
-from cascade.wire.parameters import Parameter, flag, read_wishes, refuse_unsupported
+from cascade.wire.parameters import Parameter, Wishes, flag, read_wishes, refuse_unsupported
 from cascade.wire.tensor_binary import from_binary, from_raw, to_binary
 from cascade.wire.tensor_json import from_json, to_json
 from cascade.wire.tensors import (
@@ -26,6 +26,7 @@ from cascade.wire.tensors import (
     declared,
     names,
     require_finite,
+    require_text,
     rows_of_input,
 )
 
@@ -114,6 +115,8 @@ class InferRequest(NamedTuple):
         priority: the parameter ``priority``, 1 to ``Limits.priorities``; None if absent or 0.
         max_cost: the parameter ``cascade_max_cost``, most that each of its rows may spend; None if absent.
         tenant: the parameter ``cascade_tenant``, for whom this is; None if absent.
+        min_confidence: the parameter ``cascade_min_confidence``, probability of being right with which each of its rows is
+            content; None if absent.
     """
 
     id: str | None
@@ -125,6 +128,7 @@ class InferRequest(NamedTuple):
     priority: int | None
     max_cost: float | None
     tenant: str | None
+    min_confidence: float | None
 
 
 def decode_request(
@@ -186,7 +190,8 @@ def _decode_raw(body: Buffer, signature: Signature, limits: Limits) -> InferRequ
     array = from_raw(spec, body)
     if limits.require_finite:
         require_finite(spec, array)
-    return InferRequest(None, {}, {spec.name: array}, signature.all_binary, 1, None, None, None, None)
+    require_text(spec, array)
+    return InferRequest(None, {}, {spec.name: array}, signature.all_binary, 1, *Wishes())
 
 
 def _decode_inputs(
@@ -218,6 +223,7 @@ def _decode_inputs(
             offset += binary_size
             if spec.is_float and limits.require_finite:
                 require_finite(spec, array)
+            require_text(spec, array)
         arrays[spec.name] = array
     arrays = all_inputs(arrays, signature.input_specs)
     if offset != len(body):

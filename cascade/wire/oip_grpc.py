@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from cascade.errors import BadRequest
+from cascade.errors import BadRequest, Overloaded
 from cascade.wire.oip import InferRequest, Limits, RequestedOutput, Signature
-from cascade.wire.oip_messages import ModelInferResponse
+from cascade.wire.oip_messages import ModelInferResponse, ModelStreamInferResponse
 from cascade.wire.parameters import Parameter, read_wishes, refuse_unsupported
+from cascade.wire.problem import shown
 from cascade.wire.tensor_binary import from_binary, to_binary
 from cascade.wire.tensor_typed import from_typed, has_typed_form, to_typed
 from cascade.wire.tensors import (
@@ -22,10 +23,15 @@ from cascade.wire.tensors import (
     brief,
     declared,
     require_finite,
+    require_text,
     rows_of_input,
 )
 
 _DEFAULT_LIMITS: Final = Limits()
+
+ASKS_FOR_FINAL: Final = "triton_enable_empty_final_response"
+"""Request parameter of clients that look for `TRITON_FINAL` to know the last answer to a request of a stream."""
+TRITON_FINAL: Final = "triton_final_response"
 
 _CHOICES: Final = ((bool, "bool_param"), (int, "int64_param"), (float, "double_param"), (str, "string_param"))
 """Which member of an InferParameter holds a value of each type; to Python a bool is an int, so it comes first."""
@@ -101,6 +107,7 @@ def _decode_inputs(message: Any, signature: Signature, limits: Limits) -> tuple[
             raise BadRequest(f"{where}: give contents or raw_input_contents, got neither")
         if limits.require_finite:
             require_finite(spec, array)
+        require_text(spec, array)
         arrays[spec.name] = array
     return all_inputs(arrays, signature.input_specs), rows
 
@@ -149,9 +156,7 @@ def encode_response(
         A ``ModelInferResponse``.
     """
     message = ModelInferResponse(model_name=model_name, model_version=model_version, id=request_id or "")
-    for name, value in (parameters or {}).items():
-        choice = next(choice for kind, choice in _CHOICES if isinstance(value, kind))
-        setattr(message.parameters[name], choice, value)
+    _set_parameters(message, parameters or {})
     for spec, array, raw in outputs:
         tensor = message.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         if raw:
@@ -159,3 +164,61 @@ def encode_response(
         else:
             to_typed(spec, array, tensor.contents)
     return message
+
+
+def shown_event(
+    model_name: str,
+    model_version: str,
+    outputs: Iterable[tuple[TensorSpec, Array, bool]],
+    request: InferRequest,
+    parameters: Mapping[str, Parameter],
+    *,
+    final: bool,
+) -> Any:
+    """Encodes one answer of a stream.
+
+    Args:
+        model_name: see `encode_response`.
+        model_version: see `encode_response`.
+        outputs: see `encode_response`.
+        request: what it answers.
+        parameters: what the answer says about itself.
+        final: whether it is the last to this request; said in Triton's words, too, if the request asks for that.
+
+    Returns:
+        A ``ModelStreamInferResponse``.
+    """
+    if request.parameters.get(ASKS_FOR_FINAL) is True:
+        parameters = {**parameters, TRITON_FINAL: final}
+    answer = encode_response(model_name, model_version, outputs, request_id=request.id, parameters=parameters)
+    return ModelStreamInferResponse(infer_response=answer)
+
+
+def failed_event(error: Exception, model_name: str, request_id: str | None) -> Any:
+    """Makes the answer that tells a client of an error of one request of a stream, which goes on.
+
+    Clients of Triton's are handed the sentence alone, so it names the request as Triton's own do.
+
+    Args:
+        error: what was raised.
+        model_name: the model that was asked.
+        request_id: the client's id for the request, None if it has none or it cannot be read.
+
+    Returns:
+        A ``ModelStreamInferResponse``; beside the sentence, the error's stable code and, for a request that was turned away,
+        when to come back, in seconds.
+    """
+    error, detail = shown(error)
+    where = f"[request id: {request_id}] " if request_id else ""
+    answer = ModelInferResponse(model_name=model_name, id=request_id or "")
+    parameters: dict[str, Parameter] = {"cascade_code": error.code, "cascade_final": True}
+    if isinstance(error, Overloaded):
+        parameters["cascade_retry_after"] = error.retry_after_s
+    _set_parameters(answer, parameters)
+    return ModelStreamInferResponse(error_message=f"{where}{error.title}: {detail}", infer_response=answer)
+
+
+def _set_parameters(message: Any, parameters: Mapping[str, Parameter]) -> None:
+    for name, value in parameters.items():
+        choice = next(choice for kind, choice in _CHOICES if isinstance(value, kind))
+        setattr(message.parameters[name], choice, value)

@@ -15,6 +15,10 @@ SERVICE: Final = "inference.GRPCInferenceService"
 METHODS: Final = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 """Its methods: each takes ``<method>Request`` and answers ``<method>Response``."""
 
+STREAM_METHOD: Final = "ModelStreamInfer"
+"""The method that takes a stream of ``ModelInferRequest`` and answers a stream of ``ModelStreamInferResponse``. It is an
+extension of Triton's (``grpc_service.proto``), with its messages, in the protocol's own service."""
+
 _PACKAGE: Final = "inference"
 _CHOICE: Final = "parameter_choice"
 
@@ -49,6 +53,7 @@ _MESSAGES: Final[dict[str, str]] = {
     "ModelInferResponse.InferOutputTensor": (
         "string name; string datatype; repeated int64 shape; map parameters; InferTensorContents contents"
     ),
+    "ModelStreamInferResponse": "string error_message; ModelInferResponse infer_response",
     "InferParameter": (
         "choice bool bool_param; choice int64 int64_param; choice string string_param; choice double double_param; "
         "choice uint64 uint64_param"
@@ -120,3 +125,4 @@ ModelMetadataRequest: Final = message_class("ModelMetadataRequest")
 ModelMetadataResponse: Final = message_class("ModelMetadataResponse")
 ModelInferRequest: Final = message_class("ModelInferRequest")
 ModelInferResponse: Final = message_class("ModelInferResponse")
+ModelStreamInferResponse: Final = message_class("ModelStreamInferResponse")

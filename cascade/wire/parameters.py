@@ -26,12 +26,14 @@ class Wishes(NamedTuple):
         priority: the parameter ``priority``, 1 to the number of classes; None if 0, too.
         max_cost: the parameter ``cascade_max_cost``, most that each of its rows may spend.
         tenant: the parameter ``cascade_tenant``, for whom this is.
+        min_confidence: the parameter ``cascade_min_confidence``, probability of being right with which each row is content.
     """
 
     timeout_s: float | None = None
     priority: int | None = None
     max_cost: float | None = None
     tenant: str | None = None
+    min_confidence: float | None = None
 
 
 def read_wishes(parameters: Mapping[str, Parameter], priorities: int, max_timeout_s: int) -> Wishes:
@@ -50,6 +52,7 @@ def read_wishes(parameters: Mapping[str, Parameter], priorities: int, max_timeou
         _priority(parameters["priority"], priorities) if "priority" in parameters else None,
         _max_cost(parameters["cascade_max_cost"]) if "cascade_max_cost" in parameters else None,
         _tenant(parameters["cascade_tenant"]) if "cascade_tenant" in parameters else None,
+        _min_confidence(parameters["cascade_min_confidence"]) if "cascade_min_confidence" in parameters else None,
     )
 
 
@@ -100,6 +103,12 @@ def _max_cost(value: Parameter) -> float:
     # JSON has no NaN; protobuf has.
     if type(value) not in (int, float) or isnan(float(value)) or float(value) <= 0:
         raise BadRequest(f"parameters: cascade_max_cost must be a number above 0, got {brief(value)}")
+    return float(value)
+
+
+def _min_confidence(value: Parameter) -> float:
+    if type(value) not in (int, float) or not 0 < float(value) <= 1:  # NaN is neither
+        raise BadRequest(f"parameters: cascade_min_confidence must be a number above 0 and at most 1, got {brief(value)}")
     return float(value)
 
 

@@ -25,6 +25,7 @@ class RouteKind(StrEnum):
     MODEL_CONFIG = "model_config"
     MODEL_STATISTICS = "model_statistics"
     INFER = "infer"
+    INFER_STREAM = "infer_stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ _MODEL_ROUTES: Final[Mapping[tuple[str, ...], tuple[RouteKind, tuple[str, ...]]]
     ("config",): (RouteKind.MODEL_CONFIG, _GET),
     ("stats",): (RouteKind.MODEL_STATISTICS, _GET),
     ("infer",): (RouteKind.INFER, _POST),
+    ("infer_stream",): (RouteKind.INFER_STREAM, _POST),
 }
 """What may follow ``v2/models/{model}[/versions/{version}]``."""
 

@@ -74,19 +74,21 @@ class TensorSpec:
         name: what clients call it.
         datatype: type of its elements; a plain string such as ``"FP32"`` is taken too.
         shape: dimensions of one row, without the batch dimension; -1 where a client may choose, at least 1.
+        text: whether its BYTES are UTF-8.
         dtype: numpy type of the arrays (derived).
         fixed_dims: ``shape`` as the list that JSON decodes to, None if a client may choose any of it (derived).
         row_bytes: bytes of one row, or None where that depends on the data (derived).
         is_float: whether NaN and infinities exist for it (derived).
 
     Raises:
-        SpecError: an unknown datatype, an empty name, a dimension that is neither positive nor -1, or more dimensions
-            than numpy holds.
+        SpecError: an unknown datatype, an empty name, a dimension that is neither positive nor -1, more dimensions than
+            numpy holds, or text that is not BYTES.
     """
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+    text: bool = False
     dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
     fixed_dims: list[int] | None = field(init=False, repr=False, compare=False)
     row_bytes: int | None = field(init=False, repr=False, compare=False)
@@ -101,6 +103,8 @@ class TensorSpec:
             raise SpecError(f"tensor {self.name!r}: a row has at most {_MAX_ROW_RANK} dimensions, got {len(self.shape)}")
         if any(dim < 1 and dim != -1 for dim in self.shape):
             raise SpecError(f"tensor {self.name!r}: dimensions must be positive or -1, got {list(self.shape)}")
+        if self.text and self.datatype != Datatype.BYTES:
+            raise SpecError(f"tensor {self.name!r}: text travels as BYTES, not as {self.datatype}")
         datatype = Datatype(self.datatype)
         dtype = DTYPES[datatype]
         sized = datatype is not Datatype.BYTES and -1 not in self.shape
@@ -247,6 +251,28 @@ def require_finite(spec: TensorSpec, array: Array) -> None:
         finite = np.isfinite(array)
     if not finite.all():
         raise BadRequest(f"input {spec.name!r}, row {first_row(~finite)}: values must be finite, got NaN or infinity")
+
+
+def require_text(spec: TensorSpec, array: Array) -> None:
+    """Refuses bytes that are not UTF-8 where text was declared: a stage would fail on them, and on whoever shares the batch.
+
+    Args:
+        spec: the declaration; only text is looked at.
+        array: the tensor, shape ``[n, *row]``.
+
+    Raises:
+        BadRequest: names the first row that is not UTF-8, and where.
+    """
+    if not spec.text:
+        return
+    for index, element in enumerate(array.flat):
+        try:
+            element.decode()
+        except UnicodeDecodeError as error:
+            row = index * len(array) // array.size
+            raise BadRequest(
+                f"input {spec.name!r}, row {row}: text must be UTF-8, got {error.reason} at byte {error.start}"
+            ) from None
 
 
 def first_row(bad: npt.NDArray[np.bool_]) -> int:

@@ -228,6 +228,33 @@ def test_a_cap_is_the_boldest_point_below_which_no_more_is_lost(certificate):
     assert certificate.cap_for(certificate.path[0].bound_below * 0.999) is None
 
 
+@given(st.lists(price, min_size=3, max_size=3), st.sampled_from([0, 1, 2]))
+@settings(max_examples=100, deadline=None)
+def test_the_bound_of_stopping_covers_rows_that_stop_at_a_stage_at_the_latest(judged, certificate, prices, stage):
+    bound = certificate.bound_stopping(prices, stage)
+    exits = np.minimum(judged.exits(prices), stage)
+    assert bound >= covering_losses(judged)[np.arange(4000), exits].mean()
+    assert bound >= (judged.served[:, -1] & ~judged.served[np.arange(4000), exits]).mean()
+
+
+def test_the_bounds_of_stopping_are_those_of_all_points_and_stages_at_once(judged, certificate):
+    covers = covering_losses(judged)
+    for point in certificate.path[::10]:
+        exits = judged.exits(point.prices)
+        losses = covers[np.arange(4000), np.minimum(exits, 1)].sum()
+        assert point.bounds_stopping[0] == certificate.path[-1].bound_below
+        assert point.bounds_stopping[1] == clopper_pearson(4000, losses, 0.1 / 60)
+        assert point.bounds_stopping[2] == point.bound_below
+        assert point.bounds_stopping[0] >= point.bounds_stopping[1] >= point.bounds_stopping[2]
+
+
+def test_a_file_from_before_there_were_bounds_of_stopping_knows_the_one_that_covers_all(certificate):
+    old = certificate.model_copy(
+        update={"path": tuple(point.model_copy(update={"bounds_stopping": ()}) for point in certificate.path)}
+    )
+    assert old.bound_stopping([0.0, 0.0, 0.0], 1) == certificate.path[-1].bound_below
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +270,7 @@ def test_what_is_written_is_read_again(certificate, tmp_path):
         (lambda d: d.update(path=d["path"][::-1]), "no price may fall"),
         (lambda d: d["path"][3].update(prices=[0.0]), "path.3.prices: expected 3 prices, got 1"),
         (lambda d: d["path"][3].update(bound=1.5), "path.3.bound"),
+        (lambda d: d["path"][3].update(bounds_stopping=[0.5]), "path.3.bounds_stopping: expected 3 bounds, got 1"),
     ],
 )
 def test_a_file_that_does_not_fit_together_is_refused(certificate, tmp_path, edit, mentions):

@@ -110,7 +110,7 @@ def test_a_part_of_a_batch_has_its_share(counter):
     counter.go_on(1.0, watts=100)
     result = stage.run({"x": np.zeros((4, 3), np.float32)})
     assert result.energy.joules == pytest.approx(100)
-    part = result.part(result.logits[:1], 0.25)
+    part = result.part(slice(0, 1))
     assert (part.energy.joules, part.run_s) == pytest.approx((25, result.run_s / 4))
     assert stage.run({"x": np.zeros((4, 3), np.float32)}).energy is None
 

@@ -47,9 +47,11 @@ def request(
     priority: int = 1,
     budget: float = inf,
     tenant: str = "",
+    min_confidence: float = inf,
+    refine: bool = False,
 ) -> Request:
     """One row; its answer leaves a sixteenth of a second before its deadline."""
-    return Request(tag, arrived_s, answer_by_s, deadline_s, priority, budget, tenant)
+    return Request(tag, arrived_s, answer_by_s, deadline_s, priority, budget, tenant, min_confidence, refine)
 
 
 def judged(*gains: Sequence[float], p_correct: float = 0.5) -> Judgement:

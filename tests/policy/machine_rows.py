@@ -32,6 +32,7 @@ class Row:
     first_answer_s: float = inf
     protected: bool = False
     waits_for: int = 0
+    shown: list[tuple[int, Judgement, int]] = field(default_factory=list)
     outcome: str | None = None
 
     @property

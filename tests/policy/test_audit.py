@@ -74,6 +74,21 @@ def auditor(share: float, seed: int = 0, **changes) -> Auditor:
     return Auditor(2, 0.0, share=share, seed=seed, **{"gap_s": 0.0, "window_s": 1000.0, **changes})
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_of_rows_that_are_answered_alike_the_same_are_drawn_as_one_by_one(share):
+    random = np.random.default_rng(3)
+    together, alone = auditor(share, seed=7), auditor(share, seed=7)
+    for size in (1, 2, 40, 1, 300, 5, 5):
+        batch = judgement(np.full((400, 3), 1 / 3), random.uniform(0.3, 1.0, 400))
+        rows = sorted(random.choice(400, size, replace=False).tolist())
+        stage = int(random.random() < 0.2)
+        one_by_one = [row for row in rows if alone.drawn(answer(stage, batch, row))]
+        assert together.drawn_among(answer(stage, batch, rows[0]), rows) == one_by_one
+    found, expected = together.estimate(1.0), alone.estimate(1.0)
+    assert (found.served, found.covered) == (expected.served, expected.covered)
+    assert found.predicted == pytest.approx(expected.predicted)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.12])
 def test_the_audited_accuracy_is_unbiased_and_its_error_is_honest(shift):
     random = np.random.default_rng(1)

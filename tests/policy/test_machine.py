@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from machine_rows import CLASSES, COST, GAIN, Row
 
 from cascade.policy.classes import ClassConfig
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.price import continuation_value
@@ -65,17 +65,19 @@ class Driver(RuleBasedStateMachine):
         priority=st.integers(1, 4),
         tenant=st.sampled_from(["", "", "a", "b"]),
         lag=st.sampled_from([0, 0, 0, 30]),
+        wishes=st.tuples(st.sampled_from([inf, inf, 0.5, 0.75]), st.booleans()),
         dispatch=st.booleans(),
     )
-    def arrive(self, rows, time, priority, tenant, lag, dispatch):
-        self.come(rows, time, priority, tenant, lag, dispatch)
+    def arrive(self, rows, time, priority, tenant, lag, wishes, dispatch):
+        self.come(rows, time, priority, tenant, lag, dispatch, *wishes)
 
-    def come(self, rows, time, priority, tenant, lag, dispatch):
+    def come(self, rows, time, priority, tenant, lag, dispatch, min_confidence=inf, refine=False):
         deadline_s = self.now + time * MS
         answer_by_s = max(self.now, deadline_s - MS)
         first = len(self.rows) + self.shed
         requests = [
-            Request(first + i, self.now, answer_by_s, deadline_s, priority, budget, tenant) for i, budget in enumerate(rows)
+            Request(first + i, self.now, answer_by_s, deadline_s, priority, budget, tenant, min_confidence, refine)
+            for i, budget in enumerate(rows)
         ]
         at_door = self.policy.door(self.now, deadline_s - self.now, priority, lag * MS, tenant, len(rows))
         if at_door is not None:
@@ -104,12 +106,12 @@ class Driver(RuleBasedStateMachine):
         return min(priority, len(self.caps)) - 1
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), dispatch=st.booleans())
-    def complete(self, data, dispatch):
+    @rule(data=st.data(), p_correct=st.sampled_from([0.25, 0.5, 0.75]), dispatch=st.booleans())
+    def complete(self, data, p_correct, dispatch):
         batch = data.draw(st.sampled_from(self.running))
         width = len(self.stages) - 1 - batch.stage
         rows = st.lists(st.lists(GAIN, min_size=width, max_size=width), min_size=len(batch.walks), max_size=len(batch.walks))
-        self.come_back(batch, judged(*data.draw(rows)))
+        self.come_back(batch, judged(*data.draw(rows), p_correct=p_correct))
         self.settle(dispatch)
 
     @rule(
@@ -218,6 +220,9 @@ class Driver(RuleBasedStateMachine):
                 self.of[walk].first_answer_s = min(self.of[walk].first_answer_s, self.now)
         self.obey(self.policy.completed(self.now, batch, judgement))
         self.note_protected()
+        for row in (self.of[walk] for walk in batch.walks):
+            if row.request.refine and row.outcome is None:
+                assert row.shown == row.answers, "a row that goes on has not shown what it has"
 
     def value(self, row: Row) -> tuple[float, int]:
         """What going on is worth to a row, and the stage that it would go to."""
@@ -259,6 +264,13 @@ class Driver(RuleBasedStateMachine):
                 case Reply(tag, answer):
                     row = self.end(tag, "answered")
                     self.check_reply(row, answer)
+                case Preliminary(tag, so_far):
+                    (row,) = (row for row in self.rows if row.request.tag == tag)
+                    assert row.request.refine
+                    assert row.outcome is None, "shown after its end"
+                    row.shown.append((so_far.stage, so_far.judgement, so_far.row))
+                    assert row.shown == row.answers, "not the best answer so far, or shown twice"
+                    assert so_far.cost == row.cost
                 case Expire(tag):
                     row = self.end(tag, "expired")
                     assert not row.answers, "a row with an answer expired"
@@ -300,6 +312,13 @@ class Driver(RuleBasedStateMachine):
 
     def check_reply(self, row: Row, answer) -> None:
         assert (answer.stage, answer.judgement, answer.row) == row.answers[-1], "not the best answer so far"
+        wanted = row.request.min_confidence
+        if answer.reason is ExitReason.SATISFIED:
+            assert answer.confidence >= wanted, "a client was said to be content"
+        elif answer.reason is ExitReason.PRICE:
+            assert answer.confidence < wanted, "a client that was content was said to be priced out"
+        assert row.shown in ([], row.answers[:-1], row.answers)
+        assert bool(row.shown) <= row.request.refine
         if answer.reason is ExitReason.PRICE:
             assert not self.within_floor(row), "a price stopped a protected row"
         assert answer.reason is not ExitReason.EVICTED or not row.protected, "a protected row was evicted"

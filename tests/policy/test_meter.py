@@ -118,14 +118,15 @@ def test_the_figures_of_a_window():
     second_of(counts)
     second_of(counts, degraded=3)
     counts.stages[0].answers[ExitReason.PRICE] += 2
-    counts.stages[0].answers[ExitReason.CONFIDENT] -= 3
+    counts.stages[0].answers[ExitReason.CONFIDENT] -= 5
     counts.stages[0].answers[ExitReason.EVICTED] += 1
+    counts.stages[0].answers[ExitReason.SATISFIED] += 2  # of their own wish, but the price would have sent them on
     counts.expired, counts.failed = 4, 2
     important.answered, important.degraded, important.shed = 8, 2, 6
     recent = window.read(7.0, counts)
     assert (recent.answered_per_s, recent.expired_per_s, recent.failed_per_s) == (10, 2, 1)
     assert recent.degraded == pytest.approx(3 / 20)
-    assert recent.cut_short == pytest.approx(1 / 20)
+    assert recent.cut_short == pytest.approx((1 + 2) / 20)
     assert recent.cost == pytest.approx(5.0)
     assert [stage.share for stage in recent.stages] == pytest.approx([0.6, 0.4])
     assert [stage.rows_per_s for stage in recent.stages] == pytest.approx([10, 4])

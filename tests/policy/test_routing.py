@@ -175,7 +175,8 @@ def test_with_one_stage_behind_direct_is_cascade_and_with_more_it_is_never_worth
             assert (target, value) == (there, cascaded)
         best = max(gains[row, j - stage_of - 1] - prices[j] for j in opened)
         assert value - prices[target] == pytest.approx(best)
-        assert straight.asks(row, prices) == (best > 0)
+        values, least = straight.worth(prices)
+        assert (values[row] > least) == (best > 0)
 
 
 def test_where_every_stage_is_barred_the_best_of_them_is_named():

@@ -94,14 +94,14 @@ def test_what_stage_0_gives_back_first_is_what_a_search_through_its_batches_find
     under_way, running, sent_s = UnderWay(), [], 0.0
     for rows, after_s in batches:
         sent_s += after_s
-        batch = Batch(0, [None] * rows, 1, sent_s, 1e9)
+        batch = Batch(0, [Walk(request())] * rows, 1, sent_s, 1e9)
         under_way.sent(batch)
         running.append(batch)
         if len(running) > 6:
             gone = running.pop(rows)
             under_way.ended(gone)
         instant, predict = sent_s + now, lambda rows: a * 0.7 + rows * 0.3
-        exact = min(abs(each.started_s + predict(len(each.walks)) - instant) for each in running)
+        exact = min(abs(each.started_s + predict(each.rows) - instant) for each in running)
         assert under_way.stage0_next_s(instant, predict) == exact
         for enough_s in (0.0, 2.0, 5.0):
             told = under_way.stage0_next_s(instant, predict, enough_s)

@@ -184,7 +184,7 @@ def test_a_result_is_of_use_until_the_deadline_at_first_and_then_until_the_answe
 
 
 def test_degrading_reasons_are_those_where_the_rule_would_have_gone_on():
-    assert set(ExitReason) - DEGRADING == {ExitReason.CONFIDENT, ExitReason.LAST_STAGE}
+    assert set(ExitReason) - DEGRADING == {ExitReason.CONFIDENT, ExitReason.LAST_STAGE, ExitReason.SATISFIED}
 
 
 def test_the_answers_so_far_of_a_batch_are_those_of_each_row_and_a_guess_for_rows_that_are_done():

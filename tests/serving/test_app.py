@@ -8,22 +8,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from asgi import started
+from ladders import spec_document
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.assembly import Artefacts, read_artefacts, stage_configs
+from cascade.calibration.artefact import Machine, ServiceProfile, StageService
 from cascade.errors import CalibrationMismatch, ConfigError, SpecError
+from cascade.loading import load_network
 from cascade.models.fake_device import FakeDevice
 from cascade.models.stage import StageResult
-from cascade.profiling import load_network
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
-from cascade.serving.app import AppArgs, RouterReplica, build, place_here, spec_argument
+from cascade.serving.app import INLINE_LIMIT_S, AppArgs, RouterReplica, build, place_here, spec_argument
 from cascade.serving.environment import CALLS, FAST_PATH, GRPC, apply_local, free_port, slow_path_warning
-from cascade.serving.local import cpus_needed, require_free, require_gpus, running
+from cascade.serving.local import cpus_needed, custom_resources, require_free, require_gpus, running
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
-from cascade.spec import Ladder
+from cascade.spec import Ladder, parse_spec
+from cascade.spec_sections import RouterSpec
 from cascade.wire.client import decode_answer, encode_request
 
 
@@ -84,15 +87,15 @@ def test_routers_listen_where_the_arguments_say(calibrated):
 
 def test_a_deployment_gets_what_its_stage_asks_for(calibrated_copy):
     text = calibrated_copy.read_text().replace(
-        "name: fine", "name: fine\n  replicas: 3\n  calls_per_replica: 4\n  num_gpus: 0.5"
+        "name: fine", "name: fine\n  replicas: 3\n  calls_per_replica: 4\n  num_gpus: 0.5\n  resources: {dear: 0.001}"
     )
-    calibrated_copy.write_text(text + "router: {replicas: 2, num_cpus: 0.25}\n")
+    calibrated_copy.write_text(text + "router: {replicas: 2, num_cpus: 0.25, resources: {front: 1}}\n")
     router = build(spec_argument(calibrated_copy))._bound_deployment
     assert router.num_replicas == 2
-    assert router.ray_actor_options["num_cpus"] == 0.25
+    assert router.ray_actor_options == {"num_cpus": 0.25, "resources": {"front": 1.0}}
     fine = router.init_args[2][2]._bound_deployment
     assert fine.num_replicas == 3
-    assert fine.ray_actor_options == {"num_cpus": 0.1, "num_gpus": 0.5}
+    assert fine.ray_actor_options == {"num_cpus": 0.1, "num_gpus": 0.5, "resources": {"dear": 0.001}}
     # What both routers together may have out, and more than that, so that Serve never makes a call wait.
     assert fine.max_ongoing_requests > 2 * (3 * 4 // 2) / 3
 
@@ -234,10 +237,25 @@ async def test_a_replica_on_a_gpu_answers_the_same_and_says_when_its_device_is_l
 
 
 def test_a_short_stage_runs_in_the_event_loop(calibrated_ladder):
-    placed = place_here(calibrated_ladder, 0)
+    (placed,) = place_here(calibrated_ladder, 0, Artefacts.read(calibrated_ladder).profile)
     assert isinstance(placed, InlineStage | ThreadStage)
     inline = InlineStage(load_network(calibrated_ladder, calibrated_ladder.spec.stages[0]))
     assert inline.run_now({"x": np.zeros((2, 4), np.float32)}).logits.shape == (2, 3)
+
+
+def test_where_empty_texts_say_nothing_of_a_stages_time_its_profile_does(tmp_path):
+    inputs = [{"name": "text", "datatype": "BYTES"}]
+    model = {"factory": "cascade.models.fakes:ChecksumNet", "args": {"classes": 2}}
+    stage = {"name": "s0", "cost": 1.0, "placement": "router", "max_batch_size": 8, "model": model}
+    ladder = Ladder(parse_spec({**spec_document(1, inputs=inputs), "stages": [stage]}), tmp_path)
+
+    def profile(b_s: float) -> ServiceProfile:
+        measured = StageService(name="s0", digest="none", a_s=0.0, b_s=b_s, measured=())
+        machine = Machine(kind="test", cpu_count=1, torch_threads=1)
+        return ServiceProfile(format_version=1, created_by="test", ladder="fake", machine=machine, stages=(measured,))
+
+    (placed,) = place_here(ladder, 0, profile(2 * INLINE_LIMIT_S / 8))
+    assert isinstance(placed, ThreadStage)
 
 
 async def test_a_stage_in_a_thread_answers_as_one_in_the_event_loop(calibrated_ladder):
@@ -318,3 +336,13 @@ def test_the_cpus_of_a_ladder_are_those_of_its_replicas_rounded_up(calibrated_la
     assert cpus_needed(calibrated_ladder.spec) == 2
     stages = tuple(stage.model_copy(update={"num_cpus": 1.0, "replicas": 2}) for stage in calibrated_ladder.spec.stages)
     assert cpus_needed(changed(calibrated_ladder, {"stages": stages}).spec) == 5
+
+
+def test_one_machine_has_the_custom_resources_of_all_replicas_that_may_be(calibrated_ladder):
+    rough, fair, fine = calibrated_ladder.spec.stages
+    assert custom_resources(calibrated_ladder.spec) == {}
+    fair = fair.model_copy(update={"resources": {"small": 0.5}, "replicas": 3})
+    fine = fine.model_copy(update={"resources": {"small": 0.25, "big": 1.0}, "min_replicas": 1, "max_replicas": 4})
+    router = RouterSpec(replicas=2, resources={"front": 1.0})
+    spec = changed(calibrated_ladder, {"stages": (rough, fair, fine), "router": router}).spec
+    assert custom_resources(spec) == {"front": 2.0, "small": 2.5, "big": 4.0}

@@ -9,6 +9,7 @@ from ladders import config, fake_stages, judges, row, rows, told
 
 from cascade.models.stage import StageResult
 from cascade.policy.audit import Auditor, served_is_right
+from cascade.policy.commands import Reply
 from cascade.policy.gain import Earlier, Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, ExitReason, Request
@@ -51,7 +52,7 @@ async def test_an_audited_row_visits_the_stages_that_it_did_not_one_after_the_ot
     stages = fake_stages(3, seconds=0.01)
     one = audits(stages)
     message = rows([9, 9, 9], [0.5, 1, 2])
-    one.offer(answer(served_at), message, 1)
+    one.offer(Reply(None, answer(served_at), (1,)), message)
     assert await settled(one) == AuditCounts(finished=1)
     assert [given(stage) for stage in stages] == [[[[0.5, 1, 2]]] if k > served_at else [] for k in range(3)]
     assert now() == pytest.approx(0.01 * (2 - served_at), abs=0.002)
@@ -61,7 +62,7 @@ async def test_an_audited_row_visits_the_stages_that_it_did_not_one_after_the_ot
 async def test_what_the_last_stage_says_of_the_row_is_what_is_measured():
     stages = fake_stages(2)
     one = audits(stages)
-    one.offer(answer(0, p=0.75), rows([0, 0], [0, -np.log(4)]), 1)  # the last stage: 0.8 for the other label
+    one.offer(Reply(None, answer(0, p=0.75), (1,)), rows([0, 0], [0, -np.log(4)]))  # the last stage: 0.8 for the other label
     await settled(one)
     estimate = one.auditor.estimate(now())
     assert estimate.predicted == pytest.approx(0.75)
@@ -81,7 +82,7 @@ async def test_stages_that_look_back_are_judged_with_the_answers_before_as_they_
     assert walk[2].p_correct[0] != alone.p_correct[0]
 
     one = audits(stages, reading)
-    one.offer(Answer(0, ExitReason.CONFIDENT, walk[0], 0, 1.0, 0, 0, ()), logits, 0)
+    one.offer(Reply(None, Answer(0, ExitReason.CONFIDENT, walk[0], 0, 1.0, 0, 0, ())), logits)
     await settled(one)
     label = int(walk[0].probabilities[0].argmax())
     assert one.auditor.estimate(now()).accuracy == pytest.approx(served_is_right(label, walk[2])[0])
@@ -90,7 +91,7 @@ async def test_stages_that_look_back_are_judged_with_the_answers_before_as_they_
 async def test_an_audit_is_given_up_at_the_stage_before_which_load_comes():
     stages = fake_stages(3, seconds=0.01)
     one = audits(stages, spare=lambda: not stages[1].calls)
-    one.offer(answer(0), row(0, 0, 0), 0)
+    one.offer(Reply(None, answer(0)), row(0, 0, 0))
     assert await settled(one) == AuditCounts(given_up=1)
     assert [len(stage.calls) for stage in stages] == [0, 1, 0]
     assert one.auditor.estimate(now()).rows == 0
@@ -100,7 +101,7 @@ async def test_nothing_begins_under_load():
     stages = fake_stages(2)
     one = audits(stages, spare=lambda: False)
     for _ in range(20):
-        one.offer(answer(0), row(0, 0), 0)
+        one.offer(Reply(None, answer(0)), row(0, 0))
     assert await settled(one) == AuditCounts()
     assert stages[1].calls == []
     assert one.auditor.estimate(now()).served == 20
@@ -110,16 +111,16 @@ async def test_one_audit_is_under_way_at_a_time():
     stages = fake_stages(2, seconds=0.01)
     one = audits(stages)
     for _ in range(20):
-        one.offer(answer(0), row(0, 0), 0)
+        one.offer(Reply(None, answer(0)), row(0, 0))
     assert await settled(one) == AuditCounts(finished=1)
-    one.offer(answer(0), row(0, 0), 0)
+    one.offer(Reply(None, answer(0)), row(0, 0))
     assert await settled(one) == AuditCounts(finished=2)
 
 
 async def test_an_answer_of_the_last_stage_is_not_audited():
     stages = fake_stages(2)
     one = audits(stages)
-    one.offer(answer(1), row(0, 0), 0)
+    one.offer(Reply(None, answer(1)), row(0, 0))
     await asyncio.sleep(0.1)
     assert [stage.calls for stage in stages] == [[], []]
     assert one.auditor.estimate(now()).served == 1
@@ -143,13 +144,13 @@ def cancelled(inputs):
 )
 async def test_a_stage_that_fails_ends_the_audit_quietly_and_the_next_one_may_begin(broken, caplog):
     one = audits([FakeStage(told(0)), broken], timeout_s=0.5)
-    one.offer(answer(0), row(0, 0), 0)
+    one.offer(Reply(None, answer(0)), row(0, 0))
     assert await settled(one) == AuditCounts(failed=1)
     assert now() < 0.6
     assert caplog.records == []
     assert one.auditor.estimate(now()).rows == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    one.offer(answer(0), row(0, 0), 0)
+    one.offer(Reply(None, answer(0)), row(0, 0))
     await settled(one)
     assert sum((one.counts.finished, one.counts.failed)) == 2
 
@@ -158,11 +159,23 @@ async def test_an_audit_keeps_its_own_copy_of_the_row_and_not_the_message():
     stages = [FakeStage(told(0)), FakeStage(told(1), seconds=0.01)]
     one = audits(stages)
     message = rows([0, 5], [0, 3])
-    one.offer(answer(0), message, 1)
+    one.offer(Reply(None, answer(0), (1,)), message)
     message["x"][:] = 77
     message.clear()
     await settled(one)
     assert given(stages[1]) == [[[0, 3]]]
+
+
+async def test_of_rows_that_leave_together_one_is_audited_with_its_own_input_and_answer():
+    stages = fake_stages(2)
+    one = audits(stages)
+    said = Judgement(np.array([[0.9, 0.1], [0.25, 0.75]]), np.array([0.9, 0.75]), np.array([0.9, 0.75]), np.zeros((2, 1)))
+    reply = Reply(None, Answer(0, ExitReason.CONFIDENT, said, 0, 1.0, 0, 0, ()), (2, 3))
+    one.offer(reply, rows([0, 6], [0, 7], [0, 20], [0, -20]))
+    await settled(one)
+    assert given(stages[1]) == [[[0, 20]]]
+    estimate = one.auditor.estimate(now())
+    assert (estimate.served, estimate.rows, estimate.disagreement) == (2, 1, 1.0)
 
 
 async def test_a_stage_in_the_router_s_own_process_is_run_there():
@@ -171,13 +184,13 @@ async def test_a_stage_in_the_router_s_own_process_is_run_there():
             return StageResult(told(1)(inputs), 0.0)
 
     one = audits([FakeStage(told(0)), InlineStage(Network())])
-    one.offer(answer(0), row(0, 2), 0)
+    one.offer(Reply(None, answer(0)), row(0, 2))
     assert await settled(one) == AuditCounts(finished=1)
 
 
 async def test_closing_cancels_what_is_under_way():
     one = audits([FakeStage(told(0)), FakeStage(told(1), hang=frozenset({0}))])
-    one.offer(answer(0), row(0, 0), 0)
+    one.offer(Reply(None, answer(0)), row(0, 0))
     await asyncio.sleep(0.01)
     await one.close()
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from ladders import fake_ladder, fake_stages, make_router
+from ladders import SURE, UNSURE, fake_ladder, fake_stages, make_router
 from ray.serve._private.grpc_util import start_grpc_server
+from ray.serve._private.proxy_request_response import gRPCStreamingType
 from ray.serve.config import gRPCOptions
-from ray.serve.grpc_util import RayServegRPCContext
+from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 from tritonclient.utils import InferenceServerException
 
 from cascade.serving.environment import free_port
@@ -36,6 +39,17 @@ class Serving:
 
     def handler(self, service_method: str, streaming_type: object) -> Any:
         """Makes the handler of a method, as Serve's replica does."""
+
+        if streaming_type == gRPCStreamingType.STREAM_STREAM:
+
+            async def handle_stream(payloads: Any, context: Any) -> AsyncIterator[bytes]:
+                serves = RayServegRPCContext(context)
+                self.metadata.append(serves.invocation_metadata())
+                method = getattr(self._servicer, service_method.rpartition("/")[2])
+                async for answer in method(gRPCInputStream(payloads), grpc_context=serves):
+                    yield answer.SerializeToString()
+
+            return handle_stream
 
         async def handle(payload: bytes, context: Any) -> bytes:
             serves = RayServegRPCContext(context)
@@ -108,3 +122,20 @@ async def test_errors_come_with_their_trailing_metadata():
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.value.trailing_metadata()["cascade-code"] == "bad_request"
         assert refused.value.details().startswith("Bad request: the 1 bytes are no ModelInferRequest")
+
+
+async def test_a_stream_of_requests_is_answered_and_has_the_deadline_of_its_call():
+    async def requests():
+        array = np.array([[UNSURE, -SURE]], np.float32)
+        tensor = triton.InferInput("x", [1, 2], "FP32")
+        tensor.set_data_from_numpy(array)
+        yield {"model_name": "fake", "inputs": [tensor]}
+
+    async with listening() as (address, serving), triton_aio.InferenceServerClient(address) as client:
+        labels = [
+            result.as_numpy("label").tolist() async for result, _ in client.stream_infer(requests(), stream_timeout=30.0)
+        ]
+        facts = read_metadata(serving.metadata[0])
+    assert labels[-1] == [0]
+    assert facts.timeout_s is not None
+    assert 0 < facts.timeout_s < 30.0

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 from collections import Counter
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from ladders import SURE, UNSURE, config, fake_stages, judges, make_router, row,
 from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
 from cascade.models.energy import Energy
 from cascade.models.stage import StageResult
-from cascade.policy.request import ExitReason
+from cascade.policy.request import ExitReason, SoFar
 from cascade.serving.fakes import FakeStage
 from cascade.serving.stage_client import InlineStage
 
@@ -138,6 +139,21 @@ async def test_rows_of_one_message_travel_without_a_copy():
     assert np.shares_memory(stage.calls[0]["x"], inputs["x"])
 
 
+async def test_rows_of_messages_that_batches_cut_are_each_answered_by_their_own_input():
+    stages = fake_stages(3, seconds=0.01)
+    router = make_router(stages, [config(max_batch_size=5), config(cost=10.0, max_batch_size=3), config(cost=100.0)])
+    random = np.random.default_rng(1)
+    messages = [rows(*random.choice([-SURE, -UNSURE, UNSURE, SURE], (size, 3)).tolist()) for size in (7, 1, 12, 4, 3)]
+    answers = await asyncio.gather(*(router.answer(message, len(message["x"]), budget_s=5.0) for message in messages))
+    for message, found in zip(messages, answers, strict=True):
+        for said, answer in zip(message["x"], found, strict=True):
+            stops_at = next((stage for stage in range(2) if abs(said[stage]) == np.float32(SURE)), 2)
+            label = int(answer.judgement.probabilities[answer.row].argmax())
+            assert (answer.stage, label) == (stops_at, int(said[stops_at] > 0))
+    assert max(batch_sizes(stages[0])) == 5
+    assert_forgotten(router)
+
+
 async def test_rows_of_several_messages_are_gathered_into_one_contiguous_array():
     (stage,) = stages = fake_stages(1)
     router = make_router(stages)
@@ -194,6 +210,23 @@ async def test_every_input_is_gathered():
     messages = [{"a": np.array([k]), "b": np.array([[b"%d" % k, b"x"]], dtype=object)} for k in range(2)]
     await asyncio.gather(*(router.answer(message, 1, budget_s=1.0) for message in messages))
     assert seen == [{"a": [0, 1], "b": [[b"0", b"x"], [b"1", b"x"]]}]
+
+
+async def test_texts_of_several_messages_reach_a_stage_as_bytes():
+    """A row of BYTES of shape [] is a plain bytes object; put together, those would become fixed-width strings."""
+    seen = []
+
+    def script(inputs):
+        seen.append(inputs["text"])
+        return np.zeros((len(inputs["text"]), 2), np.float32)
+
+    router = make_router([FakeStage(script)])
+    texts = [b"one", b"", b"three\0"]
+    messages = [{"text": np.array([text], dtype=object)} for text in texts]
+    await asyncio.gather(*(router.answer(message, 1, budget_s=1.0) for message in messages))
+    (array,) = seen
+    assert array.dtype == object
+    assert array.tolist() == texts
 
 
 async def test_a_budget_that_the_next_stage_would_break_is_kept():
@@ -538,17 +571,33 @@ async def test_nothing_is_left_after_thousands_of_requests_that_end_in_every_way
     router = make_router([troubled(k) for k in range(3)], configs)
     outcomes: Counter[str] = Counter()
 
+    async def watched(inputs, rows, **facts):
+        """The answers of a client that watches, some of the time slowly."""
+        before = None
+        async with aclosing(router.refine(inputs, rows, **facts)) as showings:
+            async for refined in showings:
+                assert len(refined.rows) == rows
+                for old, new in zip(before.rows if before else [], refined.rows, strict=bool(before)):
+                    agrees = new.shown.probabilities.argmax() == old.shown.probabilities.argmax()
+                    assert not agrees or new.shown.confidence >= old.shown.confidence
+                    assert new == old or isinstance(old.answer, SoFar)
+                before = refined
+                await asyncio.sleep(random.choice([0.0, 0.0, 0.2]))
+        assert before.waiting == 0
+        return [state.answer for state in before.rows]
+
     async def client(number: int) -> None:
         await asyncio.sleep(number / 250 + random.uniform(0, 0.1))
         count = int(random.choice([1, 1, 1, 2, 5]))
         logits = random.choice([SURE, -SURE, UNSURE, -UNSURE], size=(count, 3)).astype(np.float32)
         request = asyncio.ensure_future(
-            router.answer(
+            (watched if random.random() < 0.3 else router.answer)(
                 {"x": logits},
                 count,
                 budget_s=float(random.choice([0.02, 0.1, 1.0, 2.0])),
                 priority=int(random.integers(1, 5)),
                 max_cost=float(random.choice([np.inf, 50.0])),
+                min_confidence=float(random.choice([np.inf, np.inf, np.inf, 0.5])),
             )
         )
         if random.random() < 0.1:

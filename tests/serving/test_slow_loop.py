@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from ladders import UNSURE, config, fake_stages, judges, row
 
+from cascade.calibration.certify import certify
 from cascade.policy.classes import ClassConfig
 from cascade.policy.commands import Command
 from cascade.policy.market import Market
 from cascade.policy.policy import Policy
 from cascade.serving.router import Router
 from cascade.serving.slow_loop import PERIOD_S, PRICES_LAST_S, Control, SlowLoop, StagePlaces
+from tests.calibration.judged_cases import difficulty_ladder
 
 STAGES = 3
 BASE = 0.01
@@ -29,7 +31,7 @@ def market() -> Market:
 class Loop:
     """A slow loop over a policy that nobody drives."""
 
-    def __init__(self, *, running=None, classes=(ONE_CLASS,), with_market=True, share=1.0) -> None:
+    def __init__(self, *, running=None, classes=(ONE_CLASS,), with_market=True, share=1.0, certificate=None) -> None:
         # 2 slots of 8 rows in 18 ms: about 444 rows/s a replica.
         self.policy = Policy(
             [config(base_price=0.0 if k == 0 else BASE) for k in range(STAGES)], usual_deadline_s=1.0, classes=classes
@@ -37,7 +39,10 @@ class Loop:
         self.carried: list[Command] = []
         places = [StagePlaces(1, lambda count: 2 * count, share, running if k == 1 else None) for k in range(STAGES)]
         self.slow = SlowLoop(
-            self.policy, Control(classes, places, market() if with_market else None), self.carried.extend, 0.0
+            self.policy,
+            Control(classes, places, market() if with_market else None, certificate),
+            self.carried.extend,
+            0.0,
         )
 
     def offer(self, rate: float, until_s: float = 3.0, priority: int = 1) -> float:
@@ -156,3 +161,26 @@ async def test_prices_that_nobody_renews_are_forgotten():
     assert router.policy.prices == (BASE,) * STAGES
     (late,) = await router.answer(row(UNSURE, UNSURE, UNSURE), 1, budget_s=1.0)
     assert late.stage == STAGES - 1
+
+
+# -- what is certified -------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_stopping_at_a_stage_is_bounded_at_present_prices():
+    certificate = certify(difficulty_ladder(rows=4000, seed=1), max_loss=0.03, confidence=0.9, prices_grid=[])
+    loop = Loop(certificate=certificate)
+    stops = loop.slow.certified_stops(0.0)
+    assert stops == tuple(certificate.bound_stopping((0.0, BASE, BASE), stage) for stage in range(STAGES))
+    assert list(stops) == sorted(stops, reverse=True)
+    assert stops[-1] == loop.slow.certified_loss(0.0)
+    early = loop.slow.certified_stops(0.02)
+    most = certificate.path[-1].bound_below
+    assert early == tuple(min(most, stop + 0.02) for stop in stops)
+    loop.policy.set_prices([0.0, 0.5, 0.5])
+    assert all(dear >= cheap for dear, cheap in zip(loop.slow.certified_stops(0.0), stops, strict=True))
+    loop.policy.set_slots(1, 0)
+    assert loop.slow.certified_stops(0.0) is None
+
+
+def test_without_a_certificate_nothing_is_certified():
+    assert Loop().slow.certified_stops(0.0) is None

@@ -12,6 +12,7 @@ from ladders import config, judges
 
 from cascade.policy.audit import Auditor, Estimate
 from cascade.policy.classes import ClassConfig
+from cascade.policy.commands import Reply
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, ExitReason, Request
@@ -21,7 +22,20 @@ from cascade.serving.telemetry import METRICS, Metric, Monitor, Telemetry, live_
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-UNITS = {"seconds", "ratio", "rows", "rows/s", "requests", "batches", "audits", "replicas", "cost units", "gain", "joules"}
+UNITS = {
+    "seconds",
+    "ratio",
+    "rows",
+    "rows/s",
+    "requests",
+    "batches",
+    "audits",
+    "replicas",
+    "cost units",
+    "gain",
+    "joules",
+    "steps",
+}
 
 
 class Registry:
@@ -63,6 +77,8 @@ def counted(scale: int = 1) -> Counts:
             0.25 * scale,
             8.0 * scale,
             2.0 * scale,
+            3 * scale,
+            5 * scale,
         )
         for _ in range(2)
     )
@@ -226,6 +242,9 @@ class FixedPlan:
     def certified_loss(self, early: float) -> float | None:
         return 0.01 + early
 
+    def certified_stops(self, early: float) -> tuple[float, ...] | None:
+        return 0.1 + early, 0.01 + early
+
 
 def two_stages(classes: int = 1) -> Policy:
     configs = [config(), config(cost=10.0, slots=4)]
@@ -277,6 +296,20 @@ def test_energy_is_read_where_a_stage_reports_it_and_unknown_elsewhere():
     monitor.publish()
     assert registry["cascade_stage_energy_joules_total", "large"] == 6
     assert ("cascade_stage_energy_joules_total", ("small",)) not in registry.values
+
+
+def test_depth_is_read_where_rows_think_and_unknown_elsewhere():
+    policy, clock = two_stages(), [0.0]
+    registry = Registry()
+    monitor = monitor_of(policy, lambda: clock[0], telemetry=Telemetry(["small", "large"], registry.make))
+    policy.counts.stages[0].rows = policy.counts.stages[1].rows = 4
+    policy.counts.stages[1].steps = 10
+    clock[0] = 1.0
+    reading = monitor.read()
+    assert (reading.stages["small"].depth, reading.stages["large"].depth) == (None, 2.5)
+    monitor.publish()
+    assert registry["cascade_stage_steps_total", "large"] == 10
+    assert ("cascade_stage_steps_total", ("small",)) not in registry.values
 
 
 def test_the_certified_loss_counts_the_rows_that_left_earlier_than_prices_say():
@@ -344,7 +377,7 @@ async def test_the_monitor_publishes_once_a_second_and_survives_a_failure():
     task = asyncio.ensure_future(monitor.run())
     probabilities = np.array([[0.2, 0.8]])
     judged = Judgement(probabilities, probabilities.max(axis=1), np.array([0.8]), np.zeros((1, 1)))
-    audits.offer(Answer(0, ExitReason.CONFIDENT, judged, 0, 1.0, 0, 0, ()), {}, 0)
+    audits.offer(Reply(None, Answer(0, ExitReason.CONFIDENT, judged, 0, 1.0, 0, 0, ())), {})
     answered["answered"] = 5
     await asyncio.sleep(3.5)
     assert calls == pytest.approx([1.0, 2.0, 3.0], abs=0.01)

@@ -9,6 +9,7 @@ import tritonclient.grpc.service_pb2_grpc as their_stubs
 import cascade.wire.oip_messages as ours
 
 EXCHANGED = [f"{method}{side}" for method in ours.METHODS for side in ("Request", "Response")]
+EXCHANGED += ["ModelStreamInferResponse"]
 
 
 def description(message: Any) -> dict[str, Any]:
@@ -40,6 +41,13 @@ def test_the_methods_are_those_of_the_service():
         assert service.methods_by_name[method].input_type.name == f"{method}Request"
         assert service.methods_by_name[method].output_type.name == f"{method}Response"
         assert hasattr(their_stubs.GRPCInferenceServiceServicer, method)
+
+
+def test_the_method_that_streams_is_tritons():
+    method = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name[ours.STREAM_METHOD]
+    assert (method.input_type.name, method.output_type.name) == ("ModelInferRequest", "ModelStreamInferResponse")
+    assert method.client_streaming
+    assert method.server_streaming
 
 
 def test_both_kinds_of_classes_live_in_one_process_and_read_each_other():

@@ -10,7 +10,7 @@ import pytest
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 from cascade.wire.metadata import to_body
 
-STAGE = StageLive(0.02, 0.75, 500.0, 2, 3, 40.0, 4.0, 0.01, 0.002, 0.5, 0.2)
+STAGE = StageLive(0.02, 0.75, 500.0, 2, 3, 40.0, 4.0, 0.01, 0.002, 0.5, 0.2, 2.5)
 OUT = StageLive(inf, 0.25, 0.0, 0, 0)
 FULL = LiveStatistics(
     rate=120.5,
@@ -48,6 +48,7 @@ def test_the_document_of_a_ladder_at_work():
         "queued_s": {"small": 0.002, "large": None},
         "joules_per_row": {"small": 0.5, "large": None},
         "idle_energy": {"small": 0.2, "large": None},
+        "depth": {"small": 2.5, "large": None},
         "shed_per_s": 1.5,
         "expired_per_s": 0.0,
         "cost": 17.0,

@@ -20,9 +20,9 @@ from wire_cases import (
     thorough,
 )
 
-from cascade.errors import BadRequest
+from cascade.errors import BadRequest, Overloaded
 from cascade.wire.oip import InferRequest, Limits, Signature
-from cascade.wire.oip_grpc import decode_request, encode_response, read_message
+from cascade.wire.oip_grpc import decode_request, encode_response, failed_event, read_message, shown_event
 from cascade.wire.oip_messages import ModelInferRequest, ModelInferResponse, ServerLiveRequest
 from cascade.wire.tensor_binary import to_binary
 from cascade.wire.tensors import Datatype, TensorSpec
@@ -139,13 +139,14 @@ def test_what_tritonclient_sends_is_read():
             request_id="42",
             priority=2,
             timeout=500_000,
-            parameters={"cascade_tenant": "acme", "cascade_max_cost": 1.5, "other": True},
+            parameters={"cascade_tenant": "acme", "cascade_max_cost": 1.5, "cascade_min_confidence": 0.5, "other": True},
         ),
         FASHION,
     )
     assert_same(request.inputs["image"], images)
     assert request.id == "42"
     assert (request.priority, request.timeout_s, request.tenant, request.max_cost) == (2, 0.5, "acme", 1.5)
+    assert request.min_confidence == 0.5
     assert request.parameters["other"] is True
     assert [(output.spec.name, output.binary) for output in request.outputs] == [("logits", True)]
 
@@ -318,7 +319,9 @@ parameter_values = st.one_of(
     st.builds(theirs.InferParameter, string_param=st.text(max_size=5)),
 )
 parameters = st.dictionaries(
-    st.sampled_from(["timeout", "priority", "cascade_max_cost", "cascade_tenant", "classification", "z"]),
+    st.sampled_from(
+        ["timeout", "priority", "cascade_max_cost", "cascade_min_confidence", "cascade_tenant", "classification", "z"]
+    ),
     parameter_values,
     max_size=2,
 )
@@ -382,3 +385,62 @@ def test_a_good_request_with_a_wrong_byte_is_decoded_or_refused(position, byte, 
 
 def test_an_empty_answer_is_a_message():
     assert ModelInferResponse.FromString(encode_response("", "", []).SerializeToString()) == ModelInferResponse()
+
+
+@pytest.mark.parametrize("form", [raw, typed])
+def test_bytes_that_are_no_text_are_refused_where_text_was_declared(form):
+    signature = Signature("m", "1", (TensorSpec("x", "BYTES", (), text=True),), (TensorSpec("y", "FP32", ()),))
+
+    def request(text: bytes) -> Any:
+        if form is raw:
+            return raw("BYTES", len(text).to_bytes(4, "little") + text, [1])
+        return typed("BYTES", np.array([text], dtype=object), [1])
+
+    assert decode(request("ä".encode()), signature).inputs["x"].tolist() == ["ä".encode()]
+    with pytest.raises(BadRequest, match="input 'x', row 0: text must be UTF-8, got invalid start byte at byte 0"):
+        decode(request(b"\xff"), signature)
+
+
+def test_an_answer_of_a_stream_is_read_by_tritonclient():
+    request = decode(
+        triton_request([triton_input("x", "INT8", np.ones((1, 2), np.int8))], request_id="7"), one_input("INT8", 2)
+    )
+    spec = TensorSpec("y", Datatype.FP32, ())
+    event = shown_event(
+        "m", "1", [(spec, np.array([0.5], np.float32), True)], request, {"cascade_final": False}, final=False
+    )
+    theirs_read = theirs.ModelStreamInferResponse.FromString(event.SerializeToString())
+    assert theirs_read.error_message == ""
+    result = triton.InferResult(theirs_read.infer_response)
+    assert result.as_numpy(spec.name).tolist() == [0.5]
+    assert result.get_response().id == "7"
+    assert dict(result.get_response().parameters).keys() == {"cascade_final"}
+
+
+@pytest.mark.parametrize(("value", "marked"), [(True, True), (False, False), ("yes", False)])
+def test_an_answer_of_a_stream_has_tritons_mark_where_it_is_asked_for(value, marked):
+    message = raw("INT8", b"\x01", [1])
+    if isinstance(value, bool):
+        message.parameters["triton_enable_empty_final_response"].bool_param = value
+    else:
+        message.parameters["triton_enable_empty_final_response"].string_param = value
+    event = shown_event("m", "1", [], decode(message, one_input("INT8")), {}, final=True)
+    assert ("triton_final_response" in event.infer_response.parameters) is marked
+
+
+@pytest.mark.parametrize("request_id", ["7", "", None])
+def test_an_error_of_a_stream_is_read_by_tritonclient(request_id):
+    event = failed_event(Overloaded("come later", 3), "m", request_id)
+    read = theirs.ModelStreamInferResponse.FromString(event.SerializeToString())
+    assert read.error_message == ("[request id: 7] " if request_id else "") + "Overloaded: come later"
+    assert read.infer_response.id == (request_id or "")
+    parameters = read.infer_response.parameters
+    assert parameters["cascade_code"].string_param == "overloaded"
+    assert parameters["cascade_retry_after"].int64_param == 3
+    assert parameters["cascade_final"].bool_param
+
+
+def test_an_error_of_a_stream_shows_nothing_of_what_went_wrong_inside():
+    event = failed_event(KeyError("secret"), "m", "7")
+    assert "secret" not in str(event)
+    assert event.infer_response.parameters["cascade_code"].string_param == "internal"

@@ -245,6 +245,30 @@ class TestRawBodies:
         assert "is 0 or 1, got 9" in refusal(b"\x09", 0, one_input("BOOL"))
 
 
+class TestText:
+    TEXT = Signature("m", "1", (TensorSpec("x", "BYTES", (2,), text=True),), (TensorSpec("y", "FP32", ()),))
+    ONE = Signature("m", "1", (TensorSpec("x", "BYTES", (), text=True),), (TensorSpec("y", "FP32", ()),))
+
+    def test_text_in_utf8_is_taken_in_every_form(self):
+        assert decode_request(message(tensor(["ä", ""], [1, 2], "BYTES")), None, self.TEXT).inputs["x"].tolist() == [
+            ["ä".encode(), b""]
+        ]
+        raw = b"\2\0\0\0" + "ä".encode() + bytes(4)
+        body, length = binary_message([raw], [{"name": "x", "shape": [1, 2], "datatype": "BYTES"}])
+        assert decode_request(body, length, self.TEXT).inputs["x"].tolist() == [["ä".encode(), b""]]
+        assert decode_request("ä".encode(), 0, self.ONE).inputs["x"].tolist() == ["ä".encode()]
+
+    def test_bytes_that_are_no_text_are_refused_by_row_and_place(self):
+        raw = b"".join(len(each).to_bytes(4, "little") + each for each in (b"a", b"b", b"c", b"caf\xe9!"))
+        body, length = binary_message([raw], [{"name": "x", "shape": [2, 2], "datatype": "BYTES"}])
+        says = "input 'x', row 1: text must be UTF-8, got invalid continuation byte at byte 3"
+        assert refusal(body, length, self.TEXT) == says
+        assert "row 0: text must be UTF-8" in refusal(b"\xff", 0, self.ONE)
+
+    def test_bytes_that_are_not_declared_as_text_may_be_anything(self):
+        assert decode_request(b"\xff", 0, one_input("BYTES")).inputs["x"].tolist() == [b"\xff"]
+
+
 class TestShapesAndRows:
     @pytest.mark.parametrize(
         ("shape", "says"),
@@ -407,6 +431,17 @@ class TestScheduling:
     def test_what_is_not_given_is_none(self):
         request = self.decode({})
         assert (request.timeout_s, request.priority, request.max_cost, request.tenant) == (None, None, None, None)
+        assert request.min_confidence is None
+
+    @pytest.mark.parametrize("value", [1, 0.25])
+    def test_a_confidence_that_is_enough_is_taken(self, value):
+        assert self.decode({"cascade_min_confidence": value}).min_confidence == value
+
+    @pytest.mark.parametrize("value", [0, -0.5, 1.01, True, "1"])
+    def test_a_confidence_that_is_no_probability_is_refused(self, value):
+        body = message(tensor([1], [1], "FP32"), parameters={"cascade_min_confidence": value})
+        detail = refusal(body, signature=one_input("FP32"))
+        assert detail.startswith("parameters: cascade_min_confidence must be a number above 0 and at most 1, got ")
 
     def test_what_is_given_is_taken(self):
         parameters = {"timeout": 250_000, "priority": 4, "cascade_max_cost": 3, "cascade_tenant": "shop", "mine": "x"}

@@ -36,6 +36,8 @@ GET_ROUTES = [
 POST_ROUTES = [
     ("/v2/models/m/infer", Route(RouteKind.INFER, "m")),
     ("/v2/models/m/versions/1/infer", Route(RouteKind.INFER, "m", "1")),
+    ("/v2/models/m/infer_stream", Route(RouteKind.INFER_STREAM, "m")),
+    ("/v2/models/m/versions/1/infer_stream", Route(RouteKind.INFER_STREAM, "m", "1")),
     ("/v2/repository/index", Route(RouteKind.REPOSITORY_INDEX)),
 ]
 

@@ -31,6 +31,7 @@ def test_the_bytes_of_a_row_are_known_where_the_declaration_fixes_them(datatype,
         (("x", "FP32", (0,)), r"'x': dimensions must be positive or -1, got \[0\]"),
         (("x", "FP32", (3, -2)), r"got \[3, -2\]"),
         (("x", "FP32", (1,) * 32), "at most 31 dimensions, got 32"),
+        (("x", "FP32", (), True), "'x': text travels as BYTES, not as FP32"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_field_and_value(arguments, says):
