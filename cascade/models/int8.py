@@ -92,8 +92,11 @@ class Int8Layer(nn.Module):
         self._packed = None
         super()._load_from_state_dict(*args, **kwargs)
 
-    def pack(self, scale: float, zero: int) -> Tensor:
-        """The weights as the kernel wants them laid out."""
+    def pack(self, scale: float, zero: int, shape: Sequence[int]) -> Tensor:
+        """The weights as the kernel wants them laid out for inputs of a shape; the number of rows does not matter.
+
+        Without the shape some kernels lay them out anew at every call, which can take ten times as long as the products.
+        """
         raise NotImplementedError
 
     def products(self, quantised: Tensor, packed: tuple[Tensor, Tensor, float, int], bias: Tensor | None) -> Tensor:
@@ -108,7 +111,7 @@ class Int8Layer(nn.Module):
             static = self.activations == "static"
             scale, zero = (float(self.input_scale), int(self.input_zero)) if static else (1.0, MIDDLE)
             zeros = torch.zeros(len(self.weight_int8), dtype=torch.int64)
-            self._packed = self.pack(scale, zero), zeros, scale, zero
+            self._packed = self.pack(scale, zero, values.shape), zeros, scale, zero
         values = values.float()
         if self.activations == "static":
             _, _, scale, zero = self._packed
@@ -138,10 +141,10 @@ class Int8Conv2d(Int8Layer):
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         self.padding = [int(side) for side in layer.padding]  # `eligible` takes no paddings that are words
 
-    def pack(self, scale: float, zero: int) -> Tensor:
+    def pack(self, scale: float, zero: int, shape: Sequence[int]) -> Tensor:
         """See `Int8Layer`."""
-        how = (self.stride, self.padding, self.dilation, self.groups)
-        packed: Tensor = torch.ops.onednn.qconv_prepack(self.weight_int8, self.weight_scale, scale, zero, *how, None)
+        how = (self.stride, self.padding, self.dilation, self.groups, list(shape))
+        packed: Tensor = torch.ops.onednn.qconv_prepack(self.weight_int8, self.weight_scale, scale, zero, *how)
         return packed
 
     def products(self, quantised: Tensor, packed: tuple[Tensor, Tensor, float, int], bias: Tensor | None) -> Tensor:
@@ -166,9 +169,9 @@ class Int8Linear(Int8Layer):
     def __init__(self, layer: nn.Linear, activations: Activations) -> None:
         super().__init__(layer.weight.shape, layer.bias is not None, activations)
 
-    def pack(self, scale: float, zero: int) -> Tensor:  # noqa: ARG002
+    def pack(self, scale: float, zero: int, shape: Sequence[int]) -> Tensor:  # noqa: ARG002
         """See `Int8Layer`."""
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(self.weight_int8, None)
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(self.weight_int8, list(shape))
         return packed
 
     def products(self, quantised: Tensor, packed: tuple[Tensor, Tensor, float, int], bias: Tensor | None) -> Tensor:
