@@ -158,7 +158,8 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         max_ongoing_requests=2 * calls + 1,
         ray_actor_options=reserved(stage),
         logging_config=QUIET,
-        request_router_config=COUNTING if len(group) == 1 else ADDRESSED,
+        # The only replica there ever is needs no address.
+        request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )
