@@ -306,6 +306,7 @@ def served(
                 system = System(command, port, Path(logs) / f"{name}.log")
                 try:
                     system.wait_for_answer(requests[0])
+                    check(system, requests, stages)  # the first calls to each stage are slow, and may be given up
                     answers.setdefault(name, check(system, requests, stages))
                     load = Load(name, connections=connections, rows=MANY)
                     points[name].append(

@@ -34,6 +34,7 @@ from cascade.serving.address import NOWHERE, Address, Listen
 from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
+from cascade.serving.first_calls import FirstCalls
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
@@ -157,7 +158,8 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         max_ongoing_requests=2 * calls + 1,
         ray_actor_options=reserved(stage),
         logging_config=QUIET,
-        request_router_config=COUNTING if len(group) == 1 else ADDRESSED,
+        # The only replica there ever is needs no address.
+        request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )
@@ -219,6 +221,9 @@ class RouterReplica(GrpcServicer):
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
         name = self._ladder.spec.name
+        resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
+        example = self._ladder.example_row()
+        ingress.listeners.append(FirstCalls(self._stages, self._names, example, resumes=resumes, thinks=thinks))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))

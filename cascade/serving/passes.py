@@ -42,7 +42,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._taken = False
+        self._holder: tuple[int, Callable[[], bool]] | None = None
         self._waiting: list[tuple[int, Callable[[], bool]]] = []  # in the order in which they asked
 
     @contextmanager
@@ -56,20 +56,27 @@ class Turns:
         own = (stage, is_full)
         with self._changed:
             self._waiting.append(own)
-            while self._taken or self._next() is not own:
+            if self._holder is None:
+                self._choose()
+            while self._holder is not own:
                 self._changed.wait()
-            self._waiting.remove(own)
-            self._taken = True
         try:
             yield
         finally:
             with self._changed:
-                self._taken = False
-                self._changed.notify_all()
+                self._choose()
 
-    def _next(self) -> tuple[int, Callable[[], bool]]:
+    def _choose(self) -> None:
+        """Give the turn to one of those who wait, if any does.
+
+        Decided once, by whoever gives it up: passes fill up while the others wake, and each of two could find that it is the
+        other's turn.
+        """
         full = [each for each in self._waiting if each[1]()]
-        return min(full, key=itemgetter(0)) if full else self._waiting[0]
+        self._holder = min(full, key=itemgetter(0)) if full else next(iter(self._waiting), None)
+        if self._holder is not None:
+            self._waiting.remove(self._holder)
+            self._changed.notify_all()
 
 
 class Passes:

