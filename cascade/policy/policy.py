@@ -20,6 +20,7 @@ from cascade.policy.chains import reachable
 from cascade.policy.classes import ClassConfig, Classes
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
 from cascade.policy.door import Door
+from cascade.policy.explain import Notes, explained
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
 from cascade.policy.onward import Onward
@@ -78,6 +79,7 @@ class Policy:
         self._under_way = UnderWay()
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
+        self._notes = Notes(self._stages, self.capacities, self._queues, self._classes, self._tariff, self._onward)
         self._timers = Timers[Walk](attrgetter("ended"))  # one for each request, whatever its rows do
         self.counts = Counts(
             tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
@@ -186,12 +188,13 @@ class Policy:
             raise ValueError(f"a batch of {batch.rows} rows came back with {len(judgement)} judged")
         self._release(batch)
         self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
-        counts = self.counts.stages[batch.stage]
-        counts.batches += 1
-        counts.rows += batch.rows
-        counts.queued_s += sum([walk.rows * walk.queued_s for walk in batch.walks])
-        counts.run_s += now - batch.started_s
-        return self._decide(now, batch, judgement)
+        waits = [(walk.queued_s, walk.rows) for walk in batch.walks]
+        self.counts.stages[batch.stage].count_batch(batch.rows, now - batch.started_s, waits)
+        told = explained(batch.walks)
+        commands = self._decide(now, batch, judgement)
+        if told:
+            self._notes.take(now, batch, judgement, told, commands)
+        return commands
 
     def failed(self, now: float, batch: Batch) -> list[Command]:
         """A batch raised or its replica died: tried once more if time allows, else answered with the best so far."""

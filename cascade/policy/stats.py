@@ -1,7 +1,9 @@
 """What the policy counts about itself. Plain integers that only grow; who publishes them is not known here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cascade.policy.durations import Durations
 from cascade.policy.request import Answer, ExitReason
 
 
@@ -16,12 +18,12 @@ class StageCounts:
         batches: batches that came back.
         rows: rows in them.
         failures: batches that failed or were given up.
-        queued_s: total time that the rows of those batches had waited.
-        run_s: total time of those batches.
         joules: total energy that the stage has reported; None as long as it has reported none.
         idle_joules: the part of it for time in which its devices had nothing to do.
         recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
         steps: steps of thought that those rows took, where the stage's network chooses its depth.
+        waits: how long each of those rows had waited.
+        runs: how long each of those batches took.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -30,12 +32,36 @@ class StageCounts:
     batches: int = 0
     rows: int = 0
     failures: int = 0
-    queued_s: float = 0.0
-    run_s: float = 0.0
     joules: float | None = None
     idle_joules: float = 0.0
     recomputed: int = 0
     steps: int = 0
+    waits: Durations = field(default_factory=Durations)
+    runs: Durations = field(default_factory=Durations)
+
+    def count_batch(self, rows: int, run_s: float, waits: Iterable[tuple[float, int]]) -> None:
+        """Add a batch that came back.
+
+        Args:
+            rows: rows in it.
+            run_s: seconds since it was sent.
+            waits: seconds that its rows had waited, and how many for so long.
+        """
+        self.batches += 1
+        self.rows += rows
+        self.runs.add(run_s)
+        for waited_s, times in waits:
+            self.waits.add(waited_s, times)
+
+    @property
+    def queued_s(self) -> float:
+        """Total time that the rows of those batches had waited."""
+        return self.waits.seconds
+
+    @property
+    def run_s(self) -> float:
+        """Total time of those batches."""
+        return self.runs.seconds
 
 
 @dataclass(slots=True)

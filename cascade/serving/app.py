@@ -21,11 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
 
 from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
-from cascade.calibration.certificate import Certificate
+from cascade.calibration.certificate import Certificate, digest_of
 from cascade.loading import load_chain
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
@@ -39,6 +38,8 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.journal import Journal
+from cascade.serving.logs import log_to_serve, logging_config
 from cascade.serving.port_claim import PortClaim
 from cascade.serving.router import Router
 from cascade.serving.service import Service
@@ -62,10 +63,6 @@ GC_THRESHOLDS = (10_000, 20, 100)
 """Of Python's garbage collector in a router. Serve freezes what is there at the start, and of what comes after that Python's
 own settings make a full collection every few ten thousand allocations, however many requests are alive: under overload a
 fifth of the event loop's time."""
-
-QUIET = LoggingConfig(enable_access_log=False)
-"""A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
-
 
 COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
 """How handles choose a replica: as by default, while taking down how many there are."""
@@ -131,7 +128,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
@@ -157,7 +154,7 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
         max_ongoing_requests=2 * calls + 1,
         ray_actor_options=reserved(stage),
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         # The only replica there ever is needs no address.
         request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
@@ -194,6 +191,7 @@ class RouterReplica(GrpcServicer):
         make_policy: MakePolicy = build_policy,
         listen: Listen = NOWHERE,
     ) -> None:
+        log_to_serve()
         stages: list[StageClient | InlineStage] = []
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             if handle is None:
@@ -213,6 +211,8 @@ class RouterReplica(GrpcServicer):
         self._router: Router | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
+        serving = f"serving {ladder.spec.name} {ladder.spec.version}, calibration {digest_of(artefacts.calibration)[:12]}"
+        logger.info(serving, extra={"event": "serving", "model": ladder.spec.name, "version": ladder.spec.version})
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
         if warning is not None:
             logger.warning(warning)
@@ -238,7 +238,11 @@ class RouterReplica(GrpcServicer):
 
     def _make_router(self) -> Router:
         self._router = build_router(
-            self._ladder, self._artefacts, self._stages, telemetry=Telemetry(self._names), make_policy=self._make_policy
+            self._ladder,
+            self._artefacts,
+            self._stages,
+            telemetry=Telemetry(self._names, top_cost=self._ladder.spec.costs_alone[-1]),
+            make_policy=self._make_policy,
         )
         return self._router
 
@@ -310,6 +314,7 @@ def build_router(
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
         rule=anytime_rule(spec, artefacts),
+        names=[stage.name for stage in spec.stages],
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
@@ -323,6 +328,9 @@ def build_router(
         audits=router.audits,
         telemetry=telemetry,
         requests=lambda: router.requests,
+        durations=router.durations,
+        top_cost=spec.costs_alone[-1],
+        journal=Journal(dict(zip(names, router.slow_loop.replicas, strict=True))),
     )
     return router
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cascade.models.stage import Arrays
 from cascade.policy.anytime import Rule, Shown
+from cascade.policy.explain import Trail
 from cascade.policy.request import Answer, SoFar
 from cascade.serving.states import Kept
 
@@ -28,6 +29,7 @@ class Message:
         missing: rows without an answer that is final.
         done: all answers, in order, or why there are none.
         kept: what a stage left of each row to resume from; None if none ever did.
+        trail: where it is written down how its rows leave; None for nearly all messages.
 
     Args:
         inputs: see above.
@@ -35,7 +37,7 @@ class Message:
         done: see above.
     """
 
-    __slots__ = ("answers", "done", "inputs", "kept", "missing")
+    __slots__ = ("answers", "done", "inputs", "kept", "missing", "trail")
 
     def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
         self.inputs = inputs
@@ -43,6 +45,7 @@ class Message:
         self.missing = rows
         self.done = done
         self.kept: list[Kept | None] | None = None  # most ladders have nothing to keep
+        self.trail: Trail | None = None
 
     def reply(self, places: Sequence[int], answers: Sequence[Answer]) -> None:
         """These rows have their answers."""

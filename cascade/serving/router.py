@@ -19,12 +19,15 @@ from cascade.models.stage import Arrays, StageResult
 from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
+from cascade.policy.durations import Durations
+from cascade.policy.explain import Trail
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
 from cascade.serving.batches import BatchArrays
+from cascade.serving.journal import Troubles
 from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.slow_loop import Control, SlowLoop
@@ -43,6 +46,7 @@ class Router:
         audits: shadow audits; None for none.
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
+        durations: of the messages that were answered, from the door to the encoded answer; counted there, too.
 
     Args:
         policy: the decisions.
@@ -53,6 +57,7 @@ class Router:
         clock: seconds, monotonic, of finer grain than the event loop's own.
         control: what the slow loop works with.
         rule: what clients that watch are shown of a row as its answers come.
+        names: of the stages, for the log; by default their numbers.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Router:
         clock: Callable[[], float],
         control: Control,
         rule: Rule = steady,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.policy = policy
         self._judges = tuple(judges)
@@ -76,6 +82,7 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
+        self._troubles = Troubles(names or range(len(stages)))
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
         self._calls: dict[Batch, asyncio.Task[None]] = {}
@@ -85,6 +92,7 @@ class Router:
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
         self.requests = {"answered": 0, "refused": 0}
+        self.durations = Durations()
         self._lag: LoopLag | None = None
         self._beside: list[asyncio.Task[None]] = []
 
@@ -94,6 +102,10 @@ class Router:
         self._beside = [self._loop.create_task(self.slow_loop.run(self._clock))]
         if self.monitor is not None:
             self._beside.append(self._loop.create_task(self.monitor.run()))
+
+    def now(self) -> float:
+        """The present instant of its clock."""
+        return self._clock()
 
     @property
     def lag_s(self) -> float:
@@ -128,6 +140,7 @@ class Router:
         max_cost: float = inf,
         tenant: str = "",
         min_confidence: float = inf,
+        trail: Trail | None = None,
     ) -> list[Answer]:
         """Answer every row of one message.
 
@@ -139,6 +152,7 @@ class Router:
             max_cost: most that a row's stages may cost together.
             tenant: for whom it is, empty if nobody is named.
             min_confidence: probability of being right with which the client is content; above 1 for no such wish.
+            trail: where to write down how it went.
 
         Returns:
             One answer a row, in order.
@@ -149,6 +163,7 @@ class Router:
             StageFailed: the first stage failed twice.
         """
         message = Message(inputs, rows, self._loop.create_future())
+        message.trail = trail
         walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
         try:
             return await message.done
@@ -165,6 +180,7 @@ class Router:
         max_cost: float = inf,
         tenant: str = "",
         min_confidence: float = inf,
+        trail: Trail | None = None,
         patience_s: float = inf,
     ) -> AsyncGenerator[Refined | None, None]:
         """Answer every row of one message, and show what there is while rows go on. To be closed by whoever stops early.
@@ -177,6 +193,7 @@ class Router:
             max_cost: see `answer`.
             tenant: see `answer`.
             min_confidence: see `answer`.
+            trail: see `answer`.
             patience_s: seconds without news after which None says so, again and again.
 
         Yields:
@@ -187,6 +204,7 @@ class Router:
             Overloaded, DeadlineExceeded, StageFailed: see `answer`; before the first yield only.
         """
         message = StreamedMessage(inputs, rows, self._loop.create_future(), self._rule, self._clock)
+        message.trail = trail
         walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=True)
         try:
             refined: Refined | None = None
@@ -212,7 +230,12 @@ class Router:
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
-        request = Request(message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows)
+        trail = message.trail
+        request = Request(
+            message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows, trail
+        )
+        if trail is not None:
+            trail.request = request
         self.slow_loop.arrived(now, priority, rows)
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
@@ -295,8 +318,10 @@ class Router:
         if self.audits is not None:
             self.audits.offer(reply, message.inputs)
         self._arrays.forget(message, reply.places)
-        alone = len(reply.places) == 1
-        message.reply(reply.places, (reply.answer,) if alone else reply.answer.of_rows(reply.rows))
+        answers = (reply.answer,) if len(reply.places) == 1 else reply.answer.of_rows(reply.rows)
+        if message.trail is not None:
+            message.trail.left(self._clock(), reply.places, answers)
+        message.reply(reply.places, answers)
 
     # -- stage calls ---------------------------------------------------------------------------------------------------
 
@@ -353,11 +378,14 @@ class Router:
         judgement = judge(result.logits, earlier)
         if self._keeps_evidence:
             judgement = replace(judgement, evidence=result.logits)
-        return self.policy.completed(self._clock(), batch, judgement, result.run_s)
+        now = self._clock()
+        self._troubles.answered(now, batch.stage)
+        return self.policy.completed(now, batch, judgement, result.run_s)
 
     def _failed(self, batch: Batch) -> list[Command]:
-        logger.warning("stage %d failed, attempt %d", batch.stage, batch.attempt, exc_info=True)
-        return self.policy.failed(self._clock(), batch)
+        now = self._clock()
+        self._troubles.failed(now, batch.stage, batch.attempt)
+        return self.policy.failed(now, batch)
 
 
 def overloaded(shed: Shed) -> Overloaded:

@@ -15,6 +15,7 @@ from cascade.errors import NotReady, Overloaded, UnknownModel
 from cascade.policy.gain import Floats, Judgement
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
+from cascade.serving.watching import Watcher, watcher_of
 from cascade.spec import Ladder
 from cascade.wire import metadata
 from cascade.wire.http import HeaderFacts, Provenance, priority_of, time_limit_s
@@ -85,20 +86,22 @@ class Service:
         signature: what clients may send, and what comes back.
         limits: how far a message may go.
         stage_names: cheapest stage first.
+        watcher: what is written down of some requests.
 
     Args:
         ladder: the ladder.
         make_router: makes the router; called by `start`.
+        watcher: see above; by default what the spec asks for.
     """
 
-    def __init__(self, ladder: Ladder, make_router: Callable[[], Router]) -> None:
+    def __init__(self, ladder: Ladder, make_router: Callable[[], Router], watcher: Watcher | None = None) -> None:
         self.spec = ladder.spec
         self.signature = signature_of(ladder)
         self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
         self.stage_names = [stage.name for stage in self.spec.stages]
+        self.watcher = watcher or watcher_of(self.spec)
         self._make_router = make_router
         self._router: Router | None = None
-        self._success_ns = 0
         self._last_inference_ms = 0
 
     def start(self) -> None:
@@ -110,6 +113,7 @@ class Service:
         """Stop the router."""
         if self._router is not None:
             await self._router.close()
+        await asyncio.to_thread(self.watcher.close)
 
     @property
     def ready(self) -> bool:
@@ -184,7 +188,7 @@ class Service:
             started_ns: when it came, by ``time.perf_counter_ns``.
         """
         router.requests["answered"] += 1
-        self._success_ns += time.perf_counter_ns() - started_ns
+        router.durations.add((time.perf_counter_ns() - started_ns) * 1e-9)
         self._last_inference_ms = time.time_ns() // 1_000_000
 
     def door(self, router: Router, facts: HeaderFacts) -> None:
@@ -196,12 +200,20 @@ class Service:
         router.door(1, limit_s, priority, facts.tenant or "")
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
-        answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
+        asked, trail = self.asked(facts, request, spent_s), self.watcher.begin(facts, request)
+        if trail is None:
+            answers = await router.answer(request.inputs, request.rows, **asked)
+        else:
+            with self.watcher.ending(trail):
+                answers = await router.answer(request.inputs, request.rows, **asked, trail=trail)
         batches, worst = by_batch(answers), worst_of(answers)
         probabilities = probabilities_of(batches)
+        parameters = self.parameters(router, answers, batches, worst)
+        if trail is not None:
+            parameters |= self.watcher.end(router, trail, facts, request)
         return Answered(
             [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
-            self.parameters(router, answers, batches, worst),
+            parameters,
             self._provenance(worst),
         )
 
@@ -274,7 +286,7 @@ class Service:
                 inference_count=counts.answered,
                 execution_count=answered,
                 last_inference_ms=self._last_inference_ms,
-                success=metadata.Duration(answered, self._success_ns),
+                success=metadata.Duration(answered, int(router.durations.seconds * 1e9)),
                 fail=metadata.Duration(refused, 0),
             )
         ]

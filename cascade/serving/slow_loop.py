@@ -220,7 +220,7 @@ class SlowLoop:
                 logger.exception("the slow loop failed; prices stay as they are until they expire")
 
     def _set_replicas(self, stage: int, count: int) -> None:
-        logger.info("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
+        logger.debug("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
         self.replicas[stage] = count
         slots = self._places[stage].slots(count) if count else 0
         if slots != self._policy.capacities[stage].slots:

@@ -10,6 +10,7 @@ from cascade.loading import load_network
 from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes
 from cascade.spec import Ladder
 
@@ -24,6 +25,7 @@ class StageReplica:
     """
 
     def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
+        log_to_serve()
         stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None

@@ -25,6 +25,7 @@ from cascade.models.energy import Energy
 from cascade.models.exits import State
 from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes, Turns
 from cascade.serving.replicas import tag_of
 from cascade.serving.states import Again
@@ -70,6 +71,7 @@ class TogetherReplica:
     """
 
     def __init__(self, ladder: Ladder, stages: range, device: Device | None = None, tag: int | None = None) -> None:
+        log_to_serve()
         self._networks = dict(zip(stages, load_chain(ladder, stages, device=device, meter=True), strict=True))
         self._first = stages.start
         self._tag = tag_of(serve.get_replica_context().replica_id.unique_id) if tag is None else tag

@@ -54,6 +54,7 @@ class HeaderFacts(NamedTuple):
         trace: ``Traceparent``, None if absent or malformed.
         tenant: ``Cascade-Tenant`` where it is short printable ASCII, else None.
         event_stream: ``Accept`` prefers an event stream to JSON.
+        explain: ``Cascade-Explain: ?1``, the client wants to know why it is answered as it is.
     """
 
     inference_header_length: bytes | None = None
@@ -68,6 +69,7 @@ class HeaderFacts(NamedTuple):
     trace: TraceParent | None = None
     tenant: str | None = None
     event_stream: bool = False
+    explain: bool = False
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
@@ -103,6 +105,7 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
         _trace(given[b"traceparent"]) if b"traceparent" in given else None,
         _printable(given[b"cascade-tenant"], MAX_TENANT_CHARS) if b"cascade-tenant" in given else None,
         b"accept" in given and prefers_event_stream(given[b"accept"]),
+        b"cascade-explain" in given and given[b"cascade-explain"].strip() == b"?1",
     )
 
 
@@ -156,6 +159,7 @@ _READ: Final = frozenset(
         b"x-request-id",
         b"traceparent",
         b"cascade-tenant",
+        b"cascade-explain",
         *_TIME_LIMITS,
     }
 )
