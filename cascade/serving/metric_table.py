@@ -132,8 +132,7 @@ def serve_instrument(metric: Metric) -> Any:
         labels = ((*metric.labels, "le"), metric.labels, metric.labels)
         gauge: Any = metrics.Gauge
         return tuple(
-            gauge(name, description=metric.help, tag_keys=keys)
-            for name, keys in zip(metric.series, labels, strict=True)
+            gauge(name, description=metric.help, tag_keys=keys) for name, keys in zip(metric.series, labels, strict=True)
         )
     kind: Any = metrics.Counter if metric.kind == "counter" else metrics.Gauge
     return kind(metric.name, description=metric.help, tag_keys=metric.labels)
