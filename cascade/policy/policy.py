@@ -188,8 +188,7 @@ class Policy:
             raise ValueError(f"a batch of {batch.rows} rows came back with {len(judgement)} judged")
         self._release(batch)
         self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
-        waits = [(walk.queued_s, walk.rows) for walk in batch.walks]
-        self.counts.stages[batch.stage].count_batch(batch.rows, now - batch.started_s, waits)
+        self.counts.stages[batch.stage].count_batch(batch.rows, now - batch.started_s, batch.walks)
         told = explained(batch.walks)
         commands = self._decide(now, batch, judgement)
         if told:

@@ -212,7 +212,9 @@ class RouterReplica(GrpcServicer):
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
         serving = f"serving {ladder.spec.name} {ladder.spec.version}, calibration {digest_of(artefacts.calibration)[:12]}"
-        logger.info(serving, extra={"event": "serving", "model": ladder.spec.name, "version": ladder.spec.version})
+        logging.getLogger("cascade.router").info(
+            serving, extra={"event": "serving", "model": ladder.spec.name, "version": ladder.spec.version}
+        )
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
         if warning is not None:
             logger.warning(warning)

@@ -28,6 +28,8 @@ class ToServe(logging.Handler):
         logger = logging.getLogger(self._name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
+            for handler in logger.handlers:
+                handler.flush()  # on its fast path Serve holds a thousand lines back, and these are few
 
 
 def log_to_serve() -> None:

@@ -137,19 +137,14 @@ class Telemetry:
             self._instruments[metric.name].inc(grown, tags=dict(zip(metric.labels, labels, strict=True)))
 
     def _spread(self, metric: Metric, durations: Durations, *labels: str) -> None:
-        """Bring a histogram up to date; of its buckets, those that have grown."""
-        key = (metric.name, labels)
+        """Bring a histogram up to date, all of it: Ray exports only those gauges that were set since it exported last."""
         count = sum(durations.counts)
-        if count == self._totals.get(key, 0):
+        if not count:
             return
-        self._totals[key] = count
         tags = dict(zip(metric.labels, labels, strict=True))
         buckets, total, number = self._instruments[metric.name]
         for bound, below in zip(LE, accumulate(durations.counts), strict=True):
-            bucket = (metric.name, (*labels, str(bound)))
-            if below != self._totals.get(bucket, -1):  # those that hold nothing are shown too, or quantiles would be wrong
-                self._totals[bucket] = below
-                buckets.set(below, tags={**tags, "le": "+Inf" if bound == inf else f"{bound:g}"})
+            buckets.set(below, tags={**tags, "le": "+Inf" if bound == inf else f"{bound:g}"})
         total.set(durations.seconds, tags=tags)
         number.set(count, tags=tags)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from logging.handlers import MemoryHandler
 from types import SimpleNamespace
 
 import pytest
@@ -118,10 +119,10 @@ async def test_an_unexpected_error_is_logged_with_the_id_of_its_request(caplog):
 # -- where it goes -----------------------------------------------------------------------------------------------------
 
 
-def test_lines_go_to_whatever_handlers_serves_logger_has_then():
+def test_lines_go_to_whatever_handlers_serves_logger_has_then_and_are_not_held_back():
     serves, seen = logging.getLogger("ray.serve.test-of-the-journal"), []
     handler = ToServe(serves.name)
-    serves.addHandler(SimpleNamespace(level=0, handle=seen.append))  # type: ignore[arg-type]
+    serves.addHandler(MemoryHandler(1000, target=SimpleNamespace(handle=seen.append)))  # type: ignore[arg-type]
     serves.propagate = False
     serves.setLevel(logging.INFO)
     for level in (logging.DEBUG, logging.INFO):

@@ -223,10 +223,9 @@ def test_a_histogram_has_every_bucket_cumulated_and_its_last_one_is_the_count():
     assert [buckets[le] for le in ("0.0005", "0.001", "0.0025", "0.005", "10", "+Inf")] == [1, 1, 3, 4, 4, 5]
     assert (registry[f"{name}_count",], registry[f"{name}_sum",]) == (5, pytest.approx(99.0075))
     registry.touched.clear()
-    took.add(7.0, 2)
-    telemetry.publish(live(), counted(), durations=took)
+    telemetry.publish(live(), counted(), durations=took)  # Ray exports a gauge only where it was set since the last time
     touched = [each for each in registry.touched if each.startswith(name)]
-    assert touched == [f"{name}_bucket"] * 3 + [f"{name}_sum", f"{name}_count"]  # 7.5, 10 and +Inf
+    assert touched == [f"{name}_bucket"] * (len(BOUNDS_S) + 1) + [f"{name}_sum", f"{name}_count"]
 
 
 def test_counters_hold_the_totals_however_often_they_are_published():
@@ -245,7 +244,7 @@ def test_what_has_not_grown_costs_no_increment():
     telemetry.publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     registry.touched.clear()
     telemetry.publish(live(), counted(), REQUESTS, AUDITS, TOOK)
-    assert not [name for name in registry.touched if name.endswith(("_total", "_bucket", "_sum", "_count"))]
+    assert not [name for name in registry.touched if name.endswith("_total")]
 
 
 def test_a_figure_that_is_not_known_any_more_is_not_left_at_its_old_value():
