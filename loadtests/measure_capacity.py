@@ -22,6 +22,8 @@ w = S(B) / B of each,
     capacity of k = (sum of rate_j w_j over the stages j of the group) / w_k,
 
 as long as the replicas always had work, which `occupancy` says: the calls of the whole group by the places of one stage.
+They are all measured at once, by rows that ask for the last of them. Few may get there: a closed loop comes back the sooner
+the earlier rows stop, so the policy sees more than the replicas can do, and spends them where a second is worth most.
 
 `unit_rate` is the requests a second if all of them went to the top: the last stage's capacity, or, where it shares replicas
 with the stages before it, what these can do for rows that visit all of them, 1 / sum of 1 / capacity. The rate of stage 0 is
@@ -340,13 +342,17 @@ def measure(
     windows = []
     for _ in range(repeats):
         for index, messages in enumerate(requests):
+            group = _beside(spec, index)
+            if index and index in group[:-1]:
+                continue  # measured with the last of them
             if index < len(names) - 1:
-                with _kept_busy(port, requests[-1][:BUSY_ROWS], _places(spec.placed[-1]) * spec.stages[-1].max_batch_size):
-                    window = _window(ladder, port, index, messages, profile.stages, seconds)
+                with _kept_busy(port, requests[-1][:BUSY_ROWS], _busy(spec, len(names) - 1)):
+                    found = _windows(ladder, port, index, messages, profile.stages, seconds)
             else:
-                window = _window(ladder, port, index, messages, profile.stages, seconds)
-            progress(window)
-            windows.append(window)
+                found = _windows(ladder, port, index, messages, profile.stages, seconds)
+            for window in found:
+                progress(window)
+            windows += found
     return summarise(windows, names, _beside(spec, len(names) - 1))
 
 
@@ -378,13 +384,20 @@ def _beside(spec: CascadeSpec, index: int) -> tuple[int, ...]:
     return next((group for group in groups_of(spec.stages) if index in group), ())
 
 
-def _window(
+def _busy(spec: CascadeSpec, index: int) -> int:
+    """Rows that fill a stage's replicas: every place, or, where stages share them, every replica once."""
+    stage = spec.placed[index]
+    return (stage.replicas if _beside(spec, index) else _places(stage)) * stage.max_batch_size
+
+
+def _windows(
     ladder: Ladder, port: int, index: int, requests: Sequence[bytes], profiled: Sequence[StageService], seconds: float
-) -> Window:
+) -> list[Window]:
+    """Of a stage, or of all stages on the replicas of the stage if it is the last of them."""
     spec = ladder.spec
-    stage, names = spec.placed[index], [stage.name for stage in spec.stages]
+    names = [stage.name for stage in spec.stages]
     # As many again as the stage can hold may wait for it: more, and the policy would evict some.
-    connections = min(2 * _places(stage) * stage.max_batch_size, MOST_CONNECTIONS)
+    connections = min(2 * _busy(spec, index), MOST_CONNECTIONS)
     if index == 0:
         connections = max(connections, STAGE0_CONNECTIONS)
     edges: list[tuple[float, float, list[Counters]]] = []
@@ -397,30 +410,30 @@ def _window(
 
     answers = send_for(port, requests, connections, warm_s=WARM_S, seconds=seconds, at_edge=at_edge)
     (opened_s, client_before_s, before), (closed_s, client_after_s, after) = edges
-    length_s, each = closed_s - opened_s, [now.since(then) for now, then in zip(after, before, strict=True)]
-    done = each[index]
-    if group := _beside(spec, index):
-        capacity, occupancy = shared_capacity(
-            [each[k] for k in group],
-            length_s,
-            [spec.placed[k] for k in group],
-            [profiled[k] for k in group],
-            group.index(index),
-        )
-    else:
-        capacity, occupancy = capacity_of(done, length_s, stage, profiled[index])
+    length_s, done = closed_s - opened_s, [now.since(then) for now, then in zip(after, before, strict=True)]
     answered = sum(status_and_body(raw)[0] == 200 for raw in answers.raw)
-    return Window(
-        stage=stage.name,
-        seconds=seconds,
-        answered_per_s=answered / answers.seconds,
-        refused=len(answers.raw) - answered,
-        rate=done.rows / length_s,
-        batch=done.rows / done.batches,
-        occupancy=occupancy,
-        capacity=capacity,
-        client_share=(client_after_s - client_before_s) / length_s,
-    )
+    group = _beside(spec, index)
+    found = []
+    for k in group if group and index == group[-1] else (index,):
+        if group:
+            shared = [done[each] for each in group], length_s, [spec.placed[each] for each in group]
+            capacity, occupancy = shared_capacity(*shared, [profiled[each] for each in group], group.index(k))
+        else:
+            capacity, occupancy = capacity_of(done[k], length_s, spec.placed[k], profiled[k])
+        found.append(
+            Window(
+                stage=names[k],
+                seconds=seconds,
+                answered_per_s=answered / answers.seconds,
+                refused=len(answers.raw) - answered,
+                rate=done[k].rows / length_s,
+                batch=done[k].rows / done[k].batches,
+                occupancy=occupancy,
+                capacity=capacity,
+                client_share=(client_after_s - client_before_s) / length_s,
+            )
+        )
+    return found
 
 
 def main(

@@ -88,3 +88,11 @@ def test_the_baseline_that_asks_the_top_stage_only_runs_the_segments_before_it_t
     assert (logits.argmax(axis=1) == table.probs(NAMES[-1]).argmax(axis=1)).all()
     ongoing, _ = baselines.queue_limits(ladder.spec, ServiceProfile.read(ladder.service_path).stages)
     assert ongoing == 2 * ladder.spec.stages[-1].max_batch_size
+
+
+def test_a_plan_adds_up_what_stages_take_of_the_replicas_that_they_share(spec, tmp_path):
+    shown = cascade("plan", spec, "--out", tmp_path / "plan.json")
+    assert "% first" in shown
+    assert "% second" not in shown
+    stages = json.loads((tmp_path / "plan.json").read_text())["stages"]
+    assert [stage["owner"] for stage in stages] == [None, "first", "first"]
