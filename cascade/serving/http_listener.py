@@ -30,9 +30,9 @@ WATCH_AFTER_S = 0.02
 """Requests are looked through this often, and one that was there the last time has its client watched from then on. A task,
 or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
 SOCKETS = 16
-"""Sockets that listen on one address. A turn of uvloop lets in one connection of each (libuv's way since 1.45), and a turn of
-a busy router takes milliseconds: with one socket a thousand new connections a second fill its queue, and clients who find
-that full try again after 1, 3 and 7 s. The kernel spreads connections over sockets as it does over routers."""
+"""Sockets that listen on one address. A turn of uvloop lets in one connection of each (so does libuv since 1.45), and a
+turn of a busy router takes milliseconds: with one socket a thousand new connections a second fill its queue, and who finds
+that full tries again after 1, 3 and 7 s. The kernel spreads connections over sockets as it does over routers."""
 KEEP_ALIVE_S = 90.0
 """Idle connections are closed after this, as by Serve's proxies."""
 
