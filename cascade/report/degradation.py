@@ -297,7 +297,7 @@ def degradation_figure(found: Degradation) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel(f"offered load, multiples of {found.full_at:,.4g} requests a second")
     axes.set_ylabel("right and in time, % of offered")
-    axes.legend(loc="center right", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
     return figure
 
 
