@@ -80,8 +80,8 @@ def test_all_unknown_keys_are_named_at_once():
 
 
 def test_what_serve_refuses_is_refused_here_with_the_field():
-    with pytest.raises(ConfigError, match=r"serve\.yaml: applications\.0\.route_prefix"):
-        check_document(document(route_prefix="fake"), "serve.yaml")
+    with pytest.raises(ConfigError, match=r"serve\.yaml: applications\.0\.deployments\.0\.num_replicas"):
+        check_document(document(deployments=[{"name": "router", "num_replicas": 0}]), "serve.yaml")
 
 
 def test_arguments_are_those_of_the_builder():
