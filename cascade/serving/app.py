@@ -7,11 +7,12 @@ No ``from __future__ import annotations`` here: Serve reads the builder's annota
 pass a plain dict without a word.
 """
 
+import asyncio
 import gc
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from ray.serve.schema import LoggingConfig
 from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
+from cascade.errors import ConfigError
 from cascade.loading import load_chain
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
@@ -37,9 +39,11 @@ from cascade.serving.environment import slow_path_warning
 from cascade.serving.first_calls import FirstCalls
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
-from cascade.serving.http_listener import HttpListener
+from cascade.serving.http_listener import DRAIN_S, HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.peers import ask_all, replica_name
 from cascade.serving.port_claim import PortClaim
+from cascade.serving.renewal import read_config, read_version
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
@@ -49,6 +53,8 @@ from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
+from cascade.versions import build_digest, group_digest
+from cascade.wire.status import RouterReading
 from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
@@ -62,6 +68,9 @@ GC_THRESHOLDS = (10_000, 20, 100)
 """Of Python's garbage collector in a router. Serve freezes what is there at the start, and of what comes after that Python's
 own settings make a full collection every few ten thousand allocations, however many requests are alive: under overload a
 fifth of the event loop's time."""
+
+ONE_MORE = 1
+"""Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
 
 QUIET = LoggingConfig(enable_access_log=False)
 """A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
@@ -89,6 +98,12 @@ class AppArgs(BaseModel):
     where Serve has it. Routers on one node share the port. None for Serve's way alone."""
     listen_grpc: str | None = None
     """The same for gRPC."""
+    build: str | None = None
+    """Digest of the networks, the weights and what else only new replicas take up, as ``cascade check`` prints it: files of
+    another one are refused, and a change of it makes Serve replace the replicas one after the other."""
+    surge: bool = True
+    """Whether a replacement is started before the replica that it replaces is stopped, for which the cluster must have a
+    replica's resources free; else for a stage of one replica there is none in between. GPU stages never do."""
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -119,11 +134,16 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     ladder = Ladder.read(args.spec)
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
+    digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
+    if args.build not in (None, found):
+        raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start)
+        None
+        if spec.stages[group.start].placement == "router"
+        else stage_deployment(ladder, group.start, digests, surge=args.surge)
         for group in groups(spec)
     ]
     router = serve.deployment(
@@ -132,8 +152,9 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
         logging_config=QUIET,
-        graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
+        graceful_shutdown_timeout_s=spec.deadline.default_s + DRAIN_S + 1,
         graceful_shutdown_wait_loop_s=0.1,
+        max_surge_percent=ONE_MORE if args.surge else 0,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
@@ -144,8 +165,17 @@ def groups(spec: CascadeSpec) -> list[range]:
     return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
 
 
-def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
-    """Bind the Serve deployment of one stage, and of those that run together with it."""
+def stage_deployment(
+    ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
+) -> serve.Application:
+    """Bind the Serve deployment of one stage, and of those that run together with it.
+
+    Args:
+        ladder: the ladder.
+        index: which of its stages.
+        digests: digest of each stage by name, which the replicas' files must have; None for whatever they have.
+        surge: see `AppArgs.surge`.
+    """
     spec = ladder.spec
     (group,) = (group for group in groups(spec) if group.start == index)
     stage, routers = spec.stages[index], spec.router.replicas
@@ -162,10 +192,12 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
+        max_surge_percent=ONE_MORE if surge and not stage.num_gpus else 0,
     )
+    digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
-        return deployment(StageReplica).bind(ladder, index)
-    return deployment(TogetherReplica).bind(ladder, group)
+        return deployment(StageReplica).bind(ladder, index, digest=digest)
+    return deployment(TogetherReplica).bind(ladder, group, digest=digest)
 
 
 def reserved(stage: StageSpec) -> dict[str, Any]:
@@ -195,6 +227,8 @@ class RouterReplica(GrpcServicer):
         listen: Listen = NOWHERE,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
+        for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
+            replicas.expect(names[0], group_digest(artefacts.digests, names))
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
@@ -211,6 +245,7 @@ class RouterReplica(GrpcServicer):
         self._make_policy = make_policy
         self._listen = listen
         self._router: Router | None = None
+        self._telemetry: Telemetry | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
@@ -220,6 +255,9 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        self._service.name = replica_name()
+        if self._ladder.spec.router.replicas > 1:
+            ingress.status.ask_all = ask_all
         name = self._ladder.spec.name
         resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
         example = self._ladder.example_row()
@@ -232,13 +270,36 @@ class RouterReplica(GrpcServicer):
             ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
         return ingress
 
+    async def reading(self) -> RouterReading | None:
+        """What this router says of itself; called by another one whom a person asked. None until it has started."""
+        return self._service.reading() if self._service.ready else None
+
+    async def reconfigure(self, user_config: object) -> None:
+        """Decide by another version from the next message on; called by Serve at the start, and when it is given one.
+
+        Never raises: Serve would replace a router that works by one that fails alike. What went wrong is logged and shown.
+        """
+        try:
+            wanted = read_config(user_config).version
+            if wanted != self._artefacts.version:
+                found = await asyncio.to_thread(read_version, self._ladder, self._artefacts, wanted)
+                self._ladder, self._artefacts = found
+                if self._router is not None:
+                    self._service.renew()
+            self._service.problem = ""
+        except ConfigError as error:
+            logger.error(f"version {self._artefacts.version} stays: {error.detail}")
+            self._service.problem = error.detail
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""
         return {} if self._router is None else autoscaling_stats(self._router.slow_loop.readings(self._scaled))
 
     def _make_router(self) -> Router:
+        if self._telemetry is None:
+            self._telemetry = Telemetry(self._names)
         self._router = build_router(
-            self._ladder, self._artefacts, self._stages, telemetry=Telemetry(self._names), make_policy=self._make_policy
+            self._ladder, self._artefacts, self._stages, telemetry=self._telemetry, make_policy=self._make_policy
         )
         return self._router
 
@@ -313,6 +374,7 @@ def build_router(
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
+    router.version = artefacts.version
     names = [stage.name for stage in spec.stages]
     router.monitor = Monitor(
         names,

@@ -1,4 +1,5 @@
-"""Serve's own way to a replica, with two changes: it says how many replicas there are, and asks all of a small number.
+"""Serve's own way to a replica, with three changes: it says how many replicas there are, asks all of a small number, and
+passes over those that have other weights than the router knows of.
 
 Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
 
@@ -12,7 +13,7 @@ from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequ
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import note, tag_of
+from cascade.serving.replicas import DIGEST, fits, note, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -24,9 +25,11 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
     """The replica with the fewest calls."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Serve has a new list of running replicas."""
-        super().update_replicas(replicas)
-        note(self._deployment_id.name, len(replicas))
+        """Serve has a new list of running replicas; those with other weights than the router knows of are left out."""
+        name = self._deployment_id.name
+        fitting = [replica for replica in replicas if fits(name, replica.replica_metadata.get(DIGEST))]
+        super().update_replicas(fitting)
+        note(name, len(fitting))
 
     async def choose_replicas(
         self,

@@ -11,12 +11,30 @@ be a copy.
 from functools import lru_cache
 from hashlib import blake2b
 
+DIGEST = "digest"
+"""Under which a replica's metadata holds what its answers depend on, see `Ladder.stage_digest`."""
+
 _running: dict[str, int] = {}
+_digests: dict[str, str] = {}
 
 
 def note(deployment: str, replicas: int) -> None:
     """Take down the number of running replicas of a deployment; called by the handles' request routers."""
     _running[deployment] = replicas
+
+
+def expect(deployment: str, digest: str) -> None:
+    """From now on only replicas with this digest count, or are called; those that say none are taken for any.
+
+    Said by a router before its first call. While Serve replaces the replicas of a stage by others with new weights, and the
+    routers beside them, either kind of router knows the replicas that its tables are about.
+    """
+    _digests[deployment] = digest
+
+
+def fits(deployment: str, digest: str | None) -> bool:
+    """Whether a replica of a deployment that says it has this digest may be called here."""
+    return digest is None or digest == _digests.get(deployment, digest)
 
 
 def running(deployment: str) -> int | None:

@@ -29,6 +29,7 @@ from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.succession import Present
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
@@ -43,6 +44,9 @@ class Router:
         audits: shadow audits; None for none.
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
+        version: of what it decides by, see `cascade.versions`; empty where nobody said.
+        present: the messages that it has.
+        sharing: the routers that share the places of the stages: itself, and while one takes over from another, both.
 
     Args:
         policy: the decisions.
@@ -85,6 +89,9 @@ class Router:
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
         self.requests = {"answered": 0, "refused": 0}
+        self.version = ""
+        self.present = Present()
+        self.sharing: list[Router] = [self]
         self._lag: LoopLag | None = None
         self._beside: list[asyncio.Task[None]] = []
 
@@ -94,6 +101,15 @@ class Router:
         self._beside = [self._loop.create_task(self.slow_loop.run(self._clock))]
         if self.monitor is not None:
             self._beside.append(self._loop.create_task(self.monitor.run()))
+
+    def set_prices(self) -> None:
+        """Have the slow loop look now instead of at its next round."""
+        self.slow_loop.step(self._clock())
+
+    def keep_to_itself(self) -> None:
+        """Publish no more figures; prices and replicas go on being looked after."""
+        for publishing in self._beside[1:]:
+            publishing.cancel()
 
     @property
     def lag_s(self) -> float:
@@ -217,6 +233,7 @@ class Router:
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
+        self.present.come()
         self._schedule_pump()
         return walks
 
@@ -228,6 +245,7 @@ class Router:
             self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
+        self.present.go()
 
     async def close(self) -> None:
         """Cancel every call that is under way, and what goes on beside the requests."""
@@ -252,9 +270,15 @@ class Router:
 
     def _pump(self) -> None:
         self._pumping = False
-        now = self._clock()
-        self.slow_loop.forget_stale(now)
-        self._carry_out(self.policy.dispatch(now))
+        self.slow_loop.forget_stale(self._clock())
+        self.dispatch()
+        for other in self.sharing:  # what came free here may be wanted there
+            if other is not self:
+                other.dispatch()
+
+    def dispatch(self) -> None:
+        """Fill the places that are free."""
+        self._carry_out(self.policy.dispatch(self._clock()))
         self._arm_timer()
 
     def _arm_timer(self) -> None:

@@ -15,11 +15,13 @@ from cascade.errors import NotReady, Overloaded, UnknownModel
 from cascade.policy.gain import Floats, Judgement
 from cascade.policy.request import Answer, ExitReason
 from cascade.serving.router import Router
+from cascade.serving.succession import retire, take_over
 from cascade.spec import Ladder
 from cascade.wire import metadata
 from cascade.wire.http import HeaderFacts, Provenance, priority_of, time_limit_s
 from cascade.wire.oip import InferRequest, Limits, Signature
 from cascade.wire.parameters import Parameter
+from cascade.wire.status import RouterReading
 from cascade.wire.tensors import Array, Datatype, TensorSpec
 
 Reply = TypeVar("Reply")
@@ -85,6 +87,8 @@ class Service:
         signature: what clients may send, and what comes back.
         limits: how far a message may go.
         stage_names: cheapest stage first.
+        name: of this router process, among those of the ladder.
+        problem: why this router has not taken a newer version up; empty if nothing is wrong.
 
     Args:
         ladder: the ladder.
@@ -96,8 +100,11 @@ class Service:
         self.signature = signature_of(ladder)
         self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
         self.stage_names = [stage.name for stage in self.spec.stages]
+        self.name = "router"
+        self.problem = ""
         self._make_router = make_router
         self._router: Router | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._success_ns = 0
         self._last_inference_ms = 0
 
@@ -106,8 +113,21 @@ class Service:
         self._router = self._make_router()
         self._router.start()
 
+    def renew(self) -> None:
+        """Make another router, for the messages that come from now on; those under way end with the one that has them."""
+        before, after = self.router, self._make_router()
+        take_over(after, before)
+        after.start()
+        self._router = after
+        retiring = asyncio.get_running_loop().create_task(retire(before))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
     async def close(self) -> None:
-        """Stop the router."""
+        """Stop the router, and those whose messages have not ended."""
+        for retiring in [*self._retiring]:
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         if self._router is not None:
             await self._router.close()
 
@@ -242,6 +262,8 @@ class Service:
             "cascade_cost": sum([answer.cost for answer in answers]),
             "cascade_price": prices[worst.stage + 1] if worst.stage + 1 < len(prices) else 0.0,
         }
+        if router.version:
+            parameters["cascade_version"] = router.version
         if router.monitor is not None and router.monitor.certified_loss is not None:
             parameters["cascade_certified_loss"] = round(router.monitor.certified_loss, 6)
         if len(answers) > 1:
@@ -262,6 +284,17 @@ class Service:
         """The live figures under the name by which documents hold them; empty where nobody keeps them."""
         monitor = self.router.monitor
         return {} if monitor is None else {"live": monitor.read().document()}
+
+    def reading(self) -> RouterReading:
+        """What this router says of itself to people.
+
+        Raises:
+            NotReady: it has not started yet, or keeps no figures.
+        """
+        monitor = self.router.monitor
+        if monitor is None:
+            raise NotReady("nobody keeps figures of this router")
+        return RouterReading(self.name, self.router.version, monitor.read(), self.problem)
 
     def statistics(self) -> list[metadata.ModelStatistics]:
         """Counters of the cascade, and of each stage."""

@@ -116,11 +116,14 @@ class _Told:
     def _of_waiting(self, rows: list[RowState]) -> dict[str, Parameter]:
         # How and why a row left can only be said once it has; until then, how far the slowest has come.
         stage = min(state.answer.stage for state in rows if isinstance(state.answer, SoFar))
-        return {
+        parameters: dict[str, Parameter] = {
             "cascade_stage": self._service.stage_names[stage],
             "cascade_cost": sum(state.answer.cost for state in rows),
             "cascade_price": self._router.policy.prices[stage + 1],
         }
+        if self._router.version:
+            parameters["cascade_version"] = self._router.version
+        return parameters
 
     def _certify(self, parameters: dict[str, Parameter], rows: list[RowState]) -> None:
         """Bound the loss of whoever takes what is shown here for the answer; nothing is said where nothing is known."""
