@@ -16,11 +16,24 @@ DIGEST = "digest"
 
 _running: dict[str, int] = {}
 _digests: dict[str, str] = {}
+_strangers: set[str] = set()
 
 
-def note(deployment: str, replicas: int) -> None:
-    """Take down the number of running replicas of a deployment; called by the handles' request routers."""
+def note(deployment: str, replicas: int, *, strangers: bool = False) -> None:
+    """Take down the replicas of a deployment; called by the handles' request routers.
+
+    Args:
+        deployment: its name.
+        replicas: how many may be called here.
+        strangers: whether others run beside them.
+    """
     _running[deployment] = replicas
+    (_strangers.add if strangers else _strangers.discard)(deployment)
+
+
+def has_strangers(deployment: str) -> bool:
+    """Whether a deployment has replicas that may not be called here: it is being replaced."""
+    return deployment in _strangers
 
 
 def expect(deployment: str, digest: str) -> None:
