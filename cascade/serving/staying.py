@@ -25,8 +25,9 @@ STAY_S = 2.0
 DRAIN_LOOP_S = 1.0
 """Serve looks this often whether a replica that it stops has work left, the first time after so long: a router has to have
 heard of the new replica and asked the old one to stay by then."""
-LONGEST_S = 30.0
-"""Times the number of routers, which are replaced one after the other: how long a replica stays at most."""
+LONGEST_S = 90.0
+"""Times the number of routers, which are replaced one after the other: how long a replica stays at most. A router takes some
+seconds to start, longer where it waits for large networks, and Serve lets one that is behind HAProxy drain for 30 s."""
 
 AskAll = Callable[[float], Coroutine[Any, Any, object]]
 """Asks all replicas of a deployment that may be called, also those that Serve stops, to stay for so many seconds."""
