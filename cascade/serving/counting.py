@@ -15,7 +15,7 @@ from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequ
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import DIGEST, fits, has_strangers, note, tag_of
+from cascade.serving.replicas import DIGEST, Usable, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -28,28 +28,17 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._usable: dict[ReplicaID, RunningReplica] = {}
+        self._usable = Usable[ReplicaID, RunningReplica](self._deployment_id.name)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Serve has a new list of running replicas; those with other weights than the router knows of are left out.
-
-        While there are such, a replica that Serve stops is called as long as it lives: see `cascade.serving.staying`.
-        """
-        name = self._deployment_id.name
-        usable = {each.replica_id: each for each in replicas if fits(name, each.replica_metadata.get(DIGEST))}
-        strangers = len(usable) < len(replicas)
-        if strangers:
-            usable = self._usable | usable
-        super().update_replicas(list(usable.values()))
-        self._usable = usable
-        note(name, len(usable), strangers=strangers)
+        """Serve has a new list of running replicas."""
+        running = {each.replica_id: (each.replica_metadata.get(DIGEST), each) for each in replicas}
+        super().update_replicas(self._usable.told(running))
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """A call found a replica gone that Serve has not taken off the list, or will not, for it is no longer there."""
+        """A call found a replica gone."""
         super().on_replica_actor_died(replica_id)
-        self._usable = {each: replica for each, replica in self._usable.items() if each != replica_id}
-        name = self._deployment_id.name
-        note(name, len(self._usable), strangers=has_strangers(name))
+        self._usable.died(replica_id)
 
     async def choose_replicas(
         self,
