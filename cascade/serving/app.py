@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from cascade.assembly import Artefacts, anytime_rule, build_policy, class_config
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
 from cascade.errors import ConfigError
-from cascade.loading import load_chain
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
 from cascade.serving import replicas
@@ -42,25 +40,24 @@ from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import DRAIN_S, HttpListener
 from cascade.serving.ingress import Ingress
 from cascade.serving.peers import ask_all, replica_name
+from cascade.serving.placing import groups, place_here
 from cascade.serving.port_claim import PortClaim
 from cascade.serving.renewal import read_config, read_version
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
-from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
+from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.staying import DRAIN_LOOP_S, LONGEST_S, AskAll, Staying, ask_over
 from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
 from cascade.versions import build_digest, group_digest
 from cascade.wire.status import RouterReading
-from cascade.wire.tensors import Datatype
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
-INLINE_LIMIT_S = 0.002
-"""A router-placed stage whose full batch takes longer than this gets a thread of its own, so that the loop stays free."""
 ROUTER_ONGOING = 16384
 """Requests that Serve lets into one router; admission is the policy's business, so Serve's own limit must not bite."""
 
@@ -159,12 +156,6 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
-def groups(spec: CascadeSpec) -> list[range]:
-    """The stages by the processes in which they run: those that run together are one group."""
-    starts = [index for index, stage in enumerate(spec.stages) if stage.placement != "together"]
-    return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
-
-
 def stage_deployment(
     ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
 ) -> serve.Application:
@@ -179,20 +170,21 @@ def stage_deployment(
     spec = ladder.spec
     (group,) = (group for group in groups(spec) if group.start == index)
     stage, routers = spec.stages[index], spec.router.replicas
+    surges = surge and stage.num_gpus == 0
     calls = sum(routers * router_slots(spec.placed[each], routers, 1) for each in group)
     deployment = serve.deployment(
         name=stage.name,
         **stage_replicas(spec, stage),
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
-        max_ongoing_requests=2 * calls + 1,
+        max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
         logging_config=QUIET,
         # The only replica there ever is needs no address.
         request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
-        graceful_shutdown_timeout_s=2.0,
-        graceful_shutdown_wait_loop_s=0.1,
-        max_surge_percent=ONE_MORE if surge and not stage.num_gpus else 0,
+        graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
+        max_surge_percent=ONE_MORE if surges else 0,
     )
     digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
@@ -229,7 +221,10 @@ class RouterReplica(GrpcServicer):
         stages: list[StageClient | InlineStage] = []
         for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
             replicas.expect(names[0], group_digest(artefacts.digests, names))
+        self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            if handle is not None and not ladder.spec.stages[group.start].num_gpus:
+                self._asking[ladder.spec.stages[group.start].name] = ask_over(handle)
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
@@ -262,6 +257,7 @@ class RouterReplica(GrpcServicer):
         resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
         example = self._ladder.example_row()
         ingress.listeners.append(FirstCalls(self._stages, self._names, example, resumes=resumes, thinks=thinks))
+        ingress.listeners.append(Staying(self._asking))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
@@ -302,30 +298,6 @@ class RouterReplica(GrpcServicer):
             self._ladder, self._artefacts, self._stages, telemetry=self._telemetry, make_policy=self._make_policy
         )
         return self._router
-
-
-def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
-    """Load a stage into this process, and those that run together with it: each inside the event loop if its full batch is
-    short, else in a thread.
-
-    What one leaves for the next is arrays of this process, which nobody has to keep.
-    """
-    (group,) = (group for group in groups(ladder.spec) if group.start == index)
-    placed: list[StageClient | InlineStage] = []
-    example = ladder.example_row()
-    texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)
-    for each, stage in zip(group, load_chain(ladder, group), strict=True):
-        rows, measured = ladder.spec.stages[each].max_batch_size, profile.stages[each]
-        durations = []
-        for _ in range(5):
-            started = time.perf_counter()
-            stage.warm_up(example, (rows,))
-            durations.append(time.perf_counter() - started)
-        example = dict(stage.run(example).state or {})
-        # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
-        full_s = max(min(durations), measured.a_s + measured.b_s * rows if texts else 0.0)
-        placed.append(InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage))
-    return placed
 
 
 def build_router(
@@ -390,6 +362,6 @@ def build_router(
 
 
 def spec_argument(path: str | Path, http: Address | None = None, grpc: Address | None = None) -> AppArgs:
-    """Arguments for a spec on this machine, and where its routers are to listen."""
+    """Arguments for a spec on this machine, where nothing is replaced while it runs, and where its routers are to listen."""
     listen, listen_grpc = (None if address is None else str(address) for address in (http, grpc))
-    return AppArgs(spec=str(Path(path).resolve()), listen=listen, listen_grpc=listen_grpc)
+    return AppArgs(spec=str(Path(path).resolve()), listen=listen, listen_grpc=listen_grpc, surge=False)

@@ -8,12 +8,14 @@ listening there costs no call.
 """
 
 import random
+from typing import Any
 
+from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import DIGEST, fits, note, tag_of
+from cascade.serving.replicas import DIGEST, Usable, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -24,12 +26,19 @@ among those drawn."""
 class CountingRouter(PowerOfTwoChoicesRequestRouter):
     """The replica with the fewest calls."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._usable = Usable[ReplicaID, RunningReplica](self._deployment_id.name)
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Serve has a new list of running replicas; those with other weights than the router knows of are left out."""
-        name = self._deployment_id.name
-        fitting = [replica for replica in replicas if fits(name, replica.replica_metadata.get(DIGEST))]
-        super().update_replicas(fitting)
-        note(name, len(fitting))
+        """Serve has a new list of running replicas."""
+        running = {each.replica_id: (each.replica_metadata.get(DIGEST), each) for each in replicas}
+        super().update_replicas(self._usable.told(running))
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """A call found a replica gone."""
+        super().on_replica_actor_died(replica_id)
+        self._usable.died(replica_id)
 
     async def choose_replicas(
         self,

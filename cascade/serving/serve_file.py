@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from cascade.errors import ConfigError
-from cascade.serving.app import AppArgs, groups
+from cascade.serving.app import AppArgs
+from cascade.serving.placing import groups
 from cascade.serving.renewal import read_config
 from cascade.spec import CascadeSpec
 from cascade.spec_errors import describe_errors

@@ -57,6 +57,10 @@ class StageReplica:
         energy = result.energy
         return result.logits, result.run_s, None if energy is None else (energy.joules, energy.idle_joules), result.state
 
+    async def stay(self, seconds: float) -> None:
+        """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""
+        await asyncio.sleep(seconds)
+
     def record_replica_metadata(self) -> dict[str, str]:
         """What routers are to know of this replica; asked for by Serve once, when it has started."""
         return {DIGEST: self._digest}

@@ -145,6 +145,10 @@ class TogetherReplica:
         """These slots are not wanted any more."""
         self._kept.free(freed)
 
+    async def stay(self, seconds: float) -> None:
+        """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""
+        await asyncio.sleep(seconds)
+
     def record_replica_metadata(self) -> dict[str, str]:
         """What routers are to know of this replica; asked for by Serve once, when it has started."""
         return {DIGEST: self._digest}

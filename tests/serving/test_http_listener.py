@@ -227,3 +227,34 @@ def test_an_address_is_a_host_and_a_port(text, address):
 def test_anything_else_is_no_address(text):
     with pytest.raises(ConfigError, match="host:port"):
         Address.parse(text)
+
+
+async def test_during_a_close_each_answer_is_the_last_on_its_connection():
+    waiting = Waiting()
+    async with opened(waiting) as (door, port):
+        reader, writer = await ask(port)
+        await waiting.came.wait()
+        closing = asyncio.ensure_future(door.close())
+        await asyncio.sleep(0)
+        waiting.go.set()
+        head, body = await answer(reader)
+        assert body == b"late"
+        assert b"connection: close" in head.lower()
+        assert await reader.read() == b"", "and then it is closed"
+        await closing
+        writer.close()
+
+
+async def test_a_client_may_send_once_more_on_its_connection_while_the_door_closes():
+    async with opened(echo) as (door, port):
+        reader, writer = await ask(port, b"before")
+        head, _ = await answer(reader)
+        assert b"connection: close" not in head.lower()
+        closing = asyncio.ensure_future(door.close())
+        await asyncio.sleep(0)
+        writer.write(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nafter")
+        head, body = await answer(reader)
+        assert body.endswith(b"after")
+        assert b"connection: close" in head.lower()
+        await closing
+        writer.close()

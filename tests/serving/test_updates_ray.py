@@ -48,6 +48,7 @@ def prepared(folder: Path, turn: int) -> Path:
         np.savez(path, x=x, labels=(labels + turn) % len(CLASSES))
     document = yaml.safe_load(spec.read_text())
     document["deadline"] = {"default_s": 10.0}  # a busy test machine is slow, and nothing here is about deadlines
+    del document["stages"][0]["placement"]  # without a replica of the first stage, a request would fail
     spec.write_text(yaml.safe_dump(document))
     for command in ("profile", "calibrate"):
         result = CliRunner().invoke(app, [command, str(spec)])
@@ -63,11 +64,13 @@ class Seen:
         failures: everything but an answer.
         answers: by version, and by the turn of the weights that the label tells of.
         stages: answers by version and stage.
+        reasons: answers by version and exit reason.
     """
 
     failures: list[str] = field(default_factory=list)
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     stages: Counter[tuple[str, str]] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class Load:
@@ -131,6 +134,7 @@ class Load:
         version = answer["parameters"]["cascade_version"]
         self.seen.answers[version, (outputs["label"][0] - int(self._labels[row])) % len(CLASSES)] += 1
         self.seen.stages[version, answer["parameters"]["cascade_stage"]] += 1
+        self.seen.reasons[version, answer["parameters"]["cascade_exit_reason"]] += 1
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +232,7 @@ async def test_updates_under_load(head: Head, ladders: tuple[Path, Path], tmp_pa
         assert "replicas are replaced, one after the other" in told["output"]
         await load.until(lambda seen: seen.answers[third, 1] > 50)
         replaced = head.pids("colours")
+    print(load.seen)
     assert load.seen.failures == []
     assert set(load.seen.answers) == {(first, 0), (second, 0), (third, 1)}, load.seen.answers
     assert all(not replaced[name] & started[name] for name in started), "every replica is another one"
