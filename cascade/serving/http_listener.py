@@ -8,12 +8,14 @@ for a request there and clients rely on is done here: a request id, and the end 
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import count
 from typing import Any
 
 import uvicorn
 
+from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.wire.http import MAX_REQUEST_ID_CHARS
 
@@ -27,6 +29,13 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 WATCH_AFTER_S = 0.02
 """Requests are looked through this often, and one that was there the last time has its client watched from then on. A task,
 or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
+SOCKETS = 16
+"""Sockets that listen on one address. A turn of uvloop lets in one connection of each (so does libuv since 1.45), and a
+turn of a busy router takes milliseconds: with one socket a thousand new connections a second fill its queue, and who finds
+that full tries again after 1, 3 and 7 s. The kernel spreads connections over sockets as it does over routers."""
+DRAIN_S = 1.0
+"""For so long after the last new connection the answers on old ones say that theirs is the last, before those that are
+idle are closed: a client that sends on a connection while it is being closed would have to guess whether it was heard."""
 KEEP_ALIVE_S = 90.0
 """Idle connections are closed after this, as by Serve's proxies."""
 
@@ -42,9 +51,10 @@ class HttpListener:
 
     def __init__(self, app: App, address: Address, patience_s: float) -> None:
         self._address = address
+        self._watched = Watched(app)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                Watched(app),
+                self._watched,
                 interface="asgi3",
                 http="httptools",
                 ws="none",
@@ -67,8 +77,15 @@ class HttpListener:
         """
         # uvicorn says through the log of every request that a client broke off or sent no HTTP: nothing to act on.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        listening = self._address.bind()
-        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listening]))
+        listening: list[socket.socket] = []
+        try:
+            for _ in range(SOCKETS):
+                listening.append(self._address.bind())
+        except ConfigError:
+            for each in listening:
+                each.close()
+            raise
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=listening))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0)
         if self._serving.done():
@@ -76,7 +93,14 @@ class HttpListener:
         logger.info(f"listening on {self._address}")
 
     async def close(self) -> None:
-        """Stop accepting connections, let requests that are under way end, and close."""
+        """Stop accepting connections, let clients leave theirs and requests that are under way end, and close."""
+        for accepting in self._server.servers if self._server.started else ():
+            accepting.close()
+        self._watched.ending = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + DRAIN_S
+        while self._server.server_state.connections and loop.time() < until:
+            await asyncio.sleep(0.01)
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
@@ -88,11 +112,15 @@ class Watched:
     The id is the client's ``x-request-id`` or a new one; the application finds it among the request's headers, the client
     among the answer's.
 
+    Attributes:
+        ending: whether each answer shall be the last on its connection.
+
     Args:
         app: the application.
     """
 
     def __init__(self, app: App) -> None:
+        self.ending = False
         self._app = app
         self._visits: set[_Visit] = set()
         self._seen: set[_Visit] = set()
@@ -105,7 +133,7 @@ class Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(receive, send, self._request_id(scope["headers"]))
+        visit = _Visit(self, receive, send, self._request_id(scope["headers"]))
         self._visits.add(visit)
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._look_through)
@@ -139,13 +167,14 @@ class Watched:
 class _Visit:
     """One request, and whether its client is still there."""
 
-    __slots__ = ("_id", "_read", "_receive", "_send", "_watch", "left", "task")
+    __slots__ = ("_all", "_id", "_read", "_receive", "_send", "_watch", "left", "task")
 
-    def __init__(self, receive: Receive, send: Send, request_id: bytes) -> None:
+    def __init__(self, all_visits: Watched, receive: Receive, send: Send, request_id: bytes) -> None:
         task = asyncio.current_task()
         assert task is not None, "an ASGI server runs every request in a task"
         self.task = task
         self.left = False
+        self._all = all_visits
         self._receive = receive
         self._send = send
         self._id = request_id
@@ -162,6 +191,8 @@ class _Visit:
         """Pass a part of the answer on, the request's id in front."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"x-request-id", self._id)]
+            if self._all.ending:
+                message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
     def watch(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cascade.serving.slow_loop import PRICES_LAST_S
+from cascade.spec import CascadeSpec
 from cascade.wire.live import LiveStatistics
 
 logger = logging.getLogger("cascade.router")
@@ -134,5 +135,11 @@ class Troubles:
             _say("stage_works", f"stage {name} works again, after {failed} failed batches", stage=name, failed=failed)
 
 
-def _say(event: str, text: str, level: int = logging.INFO, **facts: object) -> None:
+def say_serving(spec: CascadeSpec, version: str) -> None:
+    """A router decides by this version of the ladder's files from now on."""
+    facts: dict[str, Any] = {"model": spec.name, "model_version": spec.version, "version": version}
+    _say("serving", f"serving {spec.name} {spec.version}, version {version}", **facts)
+
+
+def _say(event: str, text: str, level: int = logging.INFO, **facts: Any) -> None:
     logger.log(level, text, extra={"event": event, **facts})

@@ -10,11 +10,12 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite
+from math import inf
+from typing import Unpack
 
 import numpy as np
 
-from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
+from cascade.errors import DeadlineExceeded, StageFailed
 from cascade.models.stage import Arrays, StageResult
 from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
@@ -29,9 +30,10 @@ from cascade.serving.audits import Audits
 from cascade.serving.batches import BatchArrays
 from cascade.serving.journal import Troubles
 from cascade.serving.lag import LoopLag
-from cascade.serving.messages import Message, Refined, StreamedMessage
+from cascade.serving.messages import Asked, Message, Refined, StreamedMessage, overloaded
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.succession import Present
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
@@ -47,6 +49,9 @@ class Router:
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
         durations: of the messages that were answered, from the door to the encoded answer; counted there, too.
+        version: of what it decides by, see `cascade.versions`; empty where nobody said.
+        present: the messages that it has.
+        sharing: the routers that share the places of the stages: itself, and while one takes over from another, both.
 
     Args:
         policy: the decisions.
@@ -93,6 +98,9 @@ class Router:
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
         self.requests = {"answered": 0, "refused": 0}
         self.durations = Durations()
+        self.version = ""
+        self.present = Present()
+        self.sharing: list[Router] = [self]
         self._lag: LoopLag | None = None
         self._beside: list[asyncio.Task[None]] = []
 
@@ -103,9 +111,14 @@ class Router:
         if self.monitor is not None:
             self._beside.append(self._loop.create_task(self.monitor.run()))
 
-    def now(self) -> float:
-        """The present instant of its clock."""
-        return self._clock()
+    def set_prices(self) -> None:
+        """Have the slow loop look now instead of at its next round."""
+        self.slow_loop.step(self._clock())
+
+    def keep_to_itself(self) -> None:
+        """Publish no more figures; prices and replicas go on being looked after."""
+        for publishing in self._beside[1:]:
+            publishing.cancel()
 
     @property
     def lag_s(self) -> float:
@@ -130,29 +143,13 @@ class Router:
             self.slow_loop.arrived(now, priority, rows)
             raise overloaded(shed)
 
-    async def answer(
-        self,
-        inputs: Arrays,
-        rows: int,
-        *,
-        budget_s: float,
-        priority: int = 1,
-        max_cost: float = inf,
-        tenant: str = "",
-        min_confidence: float = inf,
-        trail: Trail | None = None,
-    ) -> list[Answer]:
+    async def answer(self, inputs: Arrays, rows: int, **asked: Unpack[Asked]) -> list[Answer]:
         """Answer every row of one message.
 
         Args:
             inputs: one array [rows, *row] for each input of the ladder, already validated.
             rows: rows in it, at least one.
-            budget_s: seconds until the deadline.
-            priority: class, 1 is the most important.
-            max_cost: most that a row's stages may cost together.
-            tenant: for whom it is, empty if nobody is named.
-            min_confidence: probability of being right with which the client is content; above 1 for no such wish.
-            trail: where to write down how it went.
+            **asked: on which terms.
 
         Returns:
             One answer a row, in order.
@@ -163,38 +160,22 @@ class Router:
             StageFailed: the first stage failed twice.
         """
         message = Message(inputs, rows, self._loop.create_future())
-        message.trail = trail
-        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
+        walks = self._admit(message, rows, refine=False, **asked)
         try:
             return await message.done
         finally:
             self._leave(message, walks)
 
     async def refine(
-        self,
-        inputs: Arrays,
-        rows: int,
-        *,
-        budget_s: float,
-        priority: int = 1,
-        max_cost: float = inf,
-        tenant: str = "",
-        min_confidence: float = inf,
-        trail: Trail | None = None,
-        patience_s: float = inf,
+        self, inputs: Arrays, rows: int, *, patience_s: float = inf, **asked: Unpack[Asked]
     ) -> AsyncGenerator[Refined | None, None]:
         """Answer every row of one message, and show what there is while rows go on. To be closed by whoever stops early.
 
         Args:
             inputs: see `answer`, as for all that is not named here.
             rows: see `answer`.
-            budget_s: see `answer`.
-            priority: see `answer`.
-            max_cost: see `answer`.
-            tenant: see `answer`.
-            min_confidence: see `answer`.
-            trail: see `answer`.
             patience_s: seconds without news after which None says so, again and again.
+            **asked: see `answer`.
 
         Yields:
             All rows, the first time when each has an answer, then when one has a better one, the last time when all are
@@ -204,8 +185,7 @@ class Router:
             Overloaded, DeadlineExceeded, StageFailed: see `answer`; before the first yield only.
         """
         message = StreamedMessage(inputs, rows, self._loop.create_future(), self._rule, self._clock)
-        message.trail = trail
-        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=True)
+        walks = self._admit(message, rows, refine=True, **asked)
         try:
             refined: Refined | None = None
             while refined is None or refined.waiting:
@@ -218,28 +198,29 @@ class Router:
         self,
         message: Message,
         rows: int,
-        budget_s: float,
-        priority: int,
-        max_cost: float,
-        tenant: str,
-        min_confidence: float,
         *,
         refine: bool,
+        budget_s: float,
+        priority: int = 1,
+        max_cost: float = inf,
+        tenant: str = "",
+        min_confidence: float = inf,
+        trail: Trail | None = None,
     ) -> tuple[Walk, ...]:
         """Hand a message's rows to the policy; raises Overloaded if they are turned away."""
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
-        trail = message.trail
         request = Request(
             message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows, trail
         )
         if trail is not None:
-            trail.request = request
+            trail.request, message.trail = request, trail
         self.slow_loop.arrived(now, priority, rows)
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
+        self.present.come()
         self._schedule_pump()
         return walks
 
@@ -251,6 +232,7 @@ class Router:
             self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
+        self.present.go()
 
     async def close(self) -> None:
         """Cancel every call that is under way, and what goes on beside the requests."""
@@ -275,9 +257,15 @@ class Router:
 
     def _pump(self) -> None:
         self._pumping = False
-        now = self._clock()
-        self.slow_loop.forget_stale(now)
-        self._carry_out(self.policy.dispatch(now))
+        self.slow_loop.forget_stale(self._clock())
+        self.dispatch()
+        for other in self.sharing:  # what came free here may be wanted there
+            if other is not self:
+                other.dispatch()
+
+    def dispatch(self) -> None:
+        """Fill the places that are free."""
+        self._carry_out(self.policy.dispatch(self._clock()))
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -386,10 +374,3 @@ class Router:
         now = self._clock()
         self._troubles.failed(now, batch.stage, batch.attempt)
         return self.policy.failed(now, batch)
-
-
-def overloaded(shed: Shed) -> Overloaded:
-    """The error that tells a client to come back later. Its sentence is one of few, so that it can be encoded once."""
-    if isfinite(shed.wait_s):
-        return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
-    return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)

@@ -37,14 +37,12 @@ class Telemetry:
     Args:
         stages: their names, cheapest first.
         make: makes an instrument, see `cascade.serving.metric_table.serve_instrument`.
-        top_cost: what a row costs at the top stage alone.
     """
 
-    def __init__(
-        self, stages: Sequence[str], make: Callable[[Metric], Any] = serve_instrument, *, top_cost: float = 0.0
-    ) -> None:
+    def __init__(self, stages: Sequence[str], make: Callable[[Metric], Any] = serve_instrument) -> None:
         self._stages = tuple(stages)
-        self._top_cost = top_cost
+        self._top_cost = 0.0
+        self._answered = 0
         self._instruments = {metric.name: make(metric) for metric in METRICS}
         self._totals: dict[tuple[str, tuple[str, ...]], float] = {}
         self._known: set[tuple[str, tuple[str, ...]]] = set()
@@ -67,6 +65,10 @@ class Telemetry:
             durations: of the requests that were answered.
         """
         self._publish_counts(counts)
+        # Costs may change with a version, so the sum is made as rows are answered.
+        self._top_cost += (counts.answered - self._answered) * (live.cost_top or 0.0)
+        self._answered = counts.answered
+        self._grow(table.TOP_COST, self._top_cost)
         self._publish_live(live)
         if durations is not None:
             self._spread(table.REQUEST_DURATION, durations)
@@ -82,7 +84,6 @@ class Telemetry:
             self._grow(table.ROWS, getattr(counts, outcome), outcome)
         self._grow(table.DEGRADED_ROWS, counts.degraded)
         self._grow(table.COST, counts.cost)
-        self._grow(table.TOP_COST, self._top_cost * counts.answered)
         for name, stage in zip(self._stages, counts.stages, strict=True):
             for reason, rows in stage.answers.items():
                 self._grow(table.ANSWERS, rows, name, reason.value)
@@ -239,6 +240,7 @@ def live_statistics(
         stages=by_stage,
         degraded=recent.degraded,
         shed_per_s=recent.shed_per_s,
+        answered_per_s=recent.answered_per_s,
         expired_per_s=recent.expired_per_s,
         cost=recent.cost,
         cost_top=saved.cost_top,
@@ -271,6 +273,8 @@ class Monitor:
     Attributes:
         certified_loss: bound of the accuracy lost, as of the last publication; None without a certificate.
         certified_stops: the same where rows stop at each of the stages at the latest.
+        window: of what happened lately.
+        journal: where changes of state are written down; None for nowhere.
 
     Args:
         stages: their names, cheapest first.
@@ -283,7 +287,7 @@ class Monitor:
         requests: requests by outcome since the start.
         durations: of the requests that were answered.
         top_cost: what a row costs at the top stage alone, in the ladder's cost unit.
-        journal: where changes of state are written down; None for nowhere.
+        journal: see above.
     """
 
     def __init__(
@@ -297,7 +301,7 @@ class Monitor:
         audits: Audits | None = None,
         telemetry: Telemetry | None = None,
         requests: Callable[[], Mapping[str, int]] = dict,
-        durations: Durations | None = None,
+        durations: Callable[[], Durations] = Durations,
         top_cost: float = 1.0,
         journal: Journal | None = None,
     ) -> None:
@@ -311,8 +315,8 @@ class Monitor:
         self._requests = requests
         self._durations = durations
         self._top_cost = top_cost
-        self._journal = journal
-        self._window = Window(clock(), policy.counts)
+        self.journal = journal
+        self.window = Window(clock(), policy.counts)
         self._early = 0.0
         self.certified_loss = plan.certified_loss(0.0)
         self.certified_stops = plan.certified_stops(0.0)
@@ -320,7 +324,7 @@ class Monitor:
     def read(self) -> LiveStatistics:
         """The live figures now."""
         now = self._clock()
-        recent = self._window.read(now, self._policy.counts)
+        recent = self.window.read(now, self._policy.counts)
         self._early = recent.cut_short or 0.0
         estimate = None if self._audits is None else self._audits.auditor.estimate(now)
         plan, lag_s = self._plan, self._lag()
@@ -331,11 +335,11 @@ class Monitor:
         live = self.read()
         self.certified_loss = live.certified_loss
         self.certified_stops = self._plan.certified_stops(self._early)
-        if self._journal is not None:
-            self._journal.look(self._clock(), live)
+        if self.journal is not None:
+            self.journal.look(self._clock(), live)
         if self._telemetry is not None:
             audits = None if self._audits is None else self._audits.counts
-            self._telemetry.publish(live, self._policy.counts, self._requests(), audits, self._durations)
+            self._telemetry.publish(live, self._policy.counts, self._requests(), audits, self._durations())
 
     async def run(self) -> None:
         """Publish once a second, without end; a failure is logged and the next second tries again."""

@@ -43,7 +43,7 @@ class Watcher:
 
     def end(self, router: Router, trail: Trail, facts: HeaderFacts, request: InferRequest) -> Mapping[str, str]:
         """A request is answered: keep its explanation and finish its trace; returns what its answer is to say of it."""
-        document = self.explanations.keep((facts.request_id, request.id), trail, circumstances(router))
+        document = self.explanations.keep((facts.request_id, request.id), trail, circumstances(router, trail))
         if self.tracing is not None:
             self.tracing.end(trail, facts.request_id or request.id)
         asked = facts.explain or request.explain
@@ -76,10 +76,10 @@ def watcher_of(spec: CascadeSpec) -> Watcher:
     )
 
 
-def circumstances(router: Router) -> Circumstances:
-    """What a router knows of its load now."""
+def circumstances(router: Router, trail: Trail) -> Circumstances:
+    """What a router knows of its load when a request has just ended."""
     loop, monitor = router.slow_loop, router.monitor
-    rate = loop.rate(router.now())
+    rate = loop.rate(max((end.at_s for end in trail.ends.values()), default=loop.at_s))
     free_rate = 0.0 if loop.clearing is None else loop.clearing.uncongested_rate
     loss = None if monitor is None else monitor.certified_loss
     return Circumstances(rate, rate / free_rate if free_rate else None, loss)

@@ -120,6 +120,7 @@ def live(**changes) -> LiveStatistics:
         "shed_per_s": 1.5,
         "certified_loss": 0.01,
         "certified_loss_limit": 0.2,
+        "cost_top": 4.0,
         "predicted_accuracy": 0.93,
         "audited_accuracy": Audited(0.91, 0.02, 40),
         "audited_disagreement": Audited(0.05, 0.03, 40),
@@ -176,13 +177,13 @@ def test_serve_takes_every_metric(metric):
 
 def test_every_metric_is_published():
     registry = Registry()
-    Telemetry(["small", "large"], registry.make, top_cost=4.0).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
+    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     assert {name for metric in METRICS for name in metric.series} == set(registry.touched)
 
 
 def test_the_values_that_are_published():
     registry = Registry()
-    Telemetry(["small", "large"], registry.make, top_cost=4.0).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
+    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     assert registry["cascade_requests_total", "refused"] == 2
     assert registry["cascade_top_cost_units_total",] == 4 * 14
     assert [registry["cascade_rows_total", o] for o in ("answered", "shed", "expired", "failed", "cancelled")] == [
@@ -377,7 +378,7 @@ def test_classes_are_read_if_there_are_several():
 
 def test_what_the_audits_say_is_read():
     policy = two_stages()
-    recent = monitor_of(policy)._window.read(0.0, policy.counts)
+    recent = monitor_of(policy).window.read(0.0, policy.counts)
     estimate = Estimate(500, 0.93, 40, 0.8, 0.91, 0.02, 0.05, 0.03)
     reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, estimate, 0.0, 10.0)
     assert reading.predicted_accuracy == 0.93
