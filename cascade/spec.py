@@ -33,6 +33,7 @@ from cascade.spec_sections import (
     ResourceName,
     RouterSpec,
     Seconds,
+    SecuritySpec,
     TensorField,
 )
 
@@ -182,7 +183,9 @@ class CascadeSpec(Part):
     admission: AdmissionSpec = AdmissionSpec()
     """The door."""
     limits: LimitsSpec = LimitsSpec()
-    """Sizes."""
+    """What a request and a client may ask."""
+    security: SecuritySpec | None = None
+    """Keys that clients must have; none by default."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
     anytime: AnytimeSpec = AnytimeSpec()

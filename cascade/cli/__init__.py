@@ -27,6 +27,7 @@ MODULES = {
     "report": "report",
     "serve": "online",
     "demo": "online",
+    "key": "key",
     "schema": "offline",
 }
 """Commands in the order of their use, and the module that registers each."""

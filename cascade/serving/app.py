@@ -35,6 +35,7 @@ from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.first_calls import FirstCalls
+from cascade.serving.gate import Gate
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import HttpListener
@@ -99,7 +100,7 @@ def build(args: AppArgs) -> serve.Application:
 
     Raises:
         SpecError: the spec, a weights file or a model factory is wrong.
-        ConfigError: an artefact is missing or malformed.
+        ConfigError: an artefact or the file of keys is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
     return application(args)
@@ -119,6 +120,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     ladder = Ladder.read(args.spec)
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
+    Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
@@ -220,16 +222,18 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        limits = self._ladder.spec.limits
         name = self._ladder.spec.name
         resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
         example = self._ladder.example_row()
         ingress.listeners.append(FirstCalls(self._stages, self._names, example, resumes=resumes, thinks=thinks))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
-            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
+            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            max_bytes = self._ladder.spec.limits.max_body_bytes
-            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
+            ingress.listeners.append(
+                GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes, limits.write_s)
+            )
         return ingress
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ encodings. An event holds all rows of its message. The first leaves when every r
 as it was.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -76,6 +77,9 @@ async def stream(
                 yield None if refined is None else write(request, told.event(refined))
     except Exception:
         router.requests["refused"] += 1
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        router.requests["cancelled"] += 1
         raise
     service.count_answered(router, started_ns)
 
