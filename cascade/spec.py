@@ -259,11 +259,14 @@ class Ladder:
     Attributes:
         spec: the spec.
         root: folder of the YAML file.
+        digests: of every stage, as its artefacts were found to belong to; None until somebody has looked. Whoever loads a
+            network later, on another node perhaps, must find the same.
     """
 
     def __init__(self, spec: CascadeSpec, root: Path) -> None:
         self.spec = spec
         self.root = root
+        self.digests: dict[str, str] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> "Ladder":
