@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fuzz.inputs import INPUTS, MODEL, stage
+from benchmarks.fuzz.inputs import INPUTS, MODEL, Instant
 from cascade.keys import ApiKey, KeyFile, hash_of, new_key
 from cascade.policy.classes import ClassConfig
 from cascade.policy.gain import Curve, Judge
@@ -68,7 +68,7 @@ async def running(*, keys: bool = False) -> AsyncIterator[Target]:
                 for spec in INPUTS
             ],
             "labels": ["no", "yes"],
-            "stages": [{"name": "only", "cost": 1.0, "model": {"factory": "benchmarks.fuzz.inputs:stage"}}],
+            "stages": [{"name": "only", "cost": 1.0, "model": {"factory": "benchmarks.fuzz.inputs:Instant"}}],
             "deadline": {"default_s": 1.0, "max_s": 2.0},
             "limits": LIMITS,
             **({"security": {"keys": "keys.json"}} if keys else {}),
@@ -96,7 +96,7 @@ def _router() -> Router:
     return Router(
         Policy([StageConfig(4, 16, 1.0, 0.0, 0.001, 0.0001)], usual_deadline_s=1.0, wait_share=1.0),
         [Judge(1.0, truth, ())],
-        [stage()],
+        [Instant()],
         classes=2,
         margin_s=0.01,
         clock=time.perf_counter,

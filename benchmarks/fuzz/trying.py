@@ -24,8 +24,9 @@ KEPT = 20
 _STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d)")
 CORE = "Internal error from Core"
 """What grpcio says at the client's end when it could not write a request of a stream that the server has ended already."""
-FINE = frozenset({503, 504})
-"""What of 500 and above may be: an overload or a deadline, said in time. 502 may not: the stage fails on nothing but NaN."""
+FINE = frozenset({502, 503, 504})
+"""What of 500 and above may be: an overload or a deadline, said in time, and a stage that failed, here on nothing but rows
+that it answers with NaN."""
 
 
 @dataclass
