@@ -17,6 +17,7 @@ CascadeError                     500 internal
 ├── Overloaded                   503 overloaded           shed before stage 0; carries retry_after_s
 ├── DeadlineExceeded             504 deadline_exceeded    passed before any stage had answered
 ├── StageFailed                  502 stage_failed         the first stage failed, more than once, and there is no answer
+├── ServerUnreachable            (exit code 2)            a command asked a server or a cluster that does not answer
 └── ConfigError                  (exit code 2)            a file the operator wrote or made is wrong
     ├── SpecError                invalid_spec
     ├── TableError               invalid_table
@@ -199,6 +200,13 @@ class StageFailed(CascadeError):
     status = 502
     code = "stage_failed"
     title = "Stage failed"
+
+
+class ServerUnreachable(CascadeError):
+    """A server or cluster that a command was pointed at does not answer, or is something else; commands exit with code 2."""
+
+    code = "server_unreachable"
+    title = "Not reachable"
 
 
 class ConfigError(CascadeError):

@@ -261,12 +261,14 @@ class Ladder:
         root: folder of the YAML file.
         digests: of every stage, as its artefacts were found to belong to; None until somebody has looked. Whoever loads a
             network later, on another node perhaps, must find the same.
+        source: the YAML file itself; None for a spec that was not read from one.
     """
 
-    def __init__(self, spec: CascadeSpec, root: Path) -> None:
+    def __init__(self, spec: CascadeSpec, root: Path, source: Path | None = None) -> None:
         self.spec = spec
         self.root = root
         self.digests: dict[str, str] | None = None
+        self.source = source
 
     @classmethod
     def read(cls, path: str | Path) -> "Ladder":
@@ -284,7 +286,7 @@ class Ladder:
             raise SpecError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(document, dict):
             raise SpecError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
-        return cls(parse_spec(document, source=str(path)), path.resolve().parent)
+        return cls(parse_spec(document, source=str(path)), path.resolve().parent, path.resolve())
 
     def path(self, relative: str) -> Path:
         """A file of the ladder."""

@@ -66,9 +66,9 @@ class Policy:
         self.resumes = tuple(stage.resumes for stage in stages)
         self.thinks = tuple(stage.thinks for stage in stages)
         self._bounds = Bounds(len(stages), usual_deadline_s)
-        self.capacities = tuple(
+        self.capacities = [
             StageCapacity(s.slots, s.max_batch_size, ServiceTime(s.a_s + s.hop_s, s.b_s), hop_s=s.hop_s) for s in stages
-        )
+        ]
         self._queues = tuple(StageQueue() for _ in stages)
         base_prices = tuple(s.base_price for s in stages)
         self._classes = Classes((ClassConfig(),) if classes is None else classes, base_prices)

@@ -1,4 +1,5 @@
-"""Serve's own way to a replica, with two changes: it says how many replicas there are, and asks all of a small number.
+"""Serve's own way to a replica, with three changes: it says how many replicas there are, asks all of a small number, and
+passes over those that have other weights than the router knows of.
 
 Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
 
@@ -7,12 +8,14 @@ listening there costs no call.
 """
 
 import random
+from typing import Any
 
+from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import note, tag_of
+from cascade.serving.replicas import DIGEST, Usable, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -23,10 +26,19 @@ among those drawn."""
 class CountingRouter(PowerOfTwoChoicesRequestRouter):
     """The replica with the fewest calls."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._usable = Usable[ReplicaID, RunningReplica](self._deployment_id.name)
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve has a new list of running replicas."""
-        super().update_replicas(replicas)
-        note(self._deployment_id.name, len(replicas))
+        running = {each.replica_id: (each.replica_metadata.get(DIGEST), each) for each in replicas}
+        super().update_replicas(self._usable.told(running))
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """A call found a replica gone."""
+        super().on_replica_actor_died(replica_id)
+        self._usable.died(replica_id)
 
     async def choose_replicas(
         self,

@@ -14,6 +14,7 @@ from cascade import __version__
 from cascade.errors import BadRequest, CascadeError, Overloaded, PayloadTooLarge
 from cascade.serving.http_listener import PEER, Message, Receive, Send
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
+from cascade.serving.status import Status, page
 from cascade.serving.streaming import Event, stream
 from cascade.wire import metadata
 from cascade.wire.encoding import compress, inflate
@@ -45,6 +46,7 @@ class Ingress:
 
     Attributes:
         listeners: opened when the service has started, closed before it stops.
+        status: what people are shown.
 
     Args:
         service: what answers.
@@ -53,6 +55,7 @@ class Ingress:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.listeners: list[Listener] = []
+        self.status = Status(service)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one ASGI scope."""
@@ -76,6 +79,11 @@ class Ingress:
             if route.kind is RouteKind.INFER:
                 read, write = partial(self._read, facts, receive), partial(self._write, facts)
                 status, headers, body = 200, *await self._service.infer(facts, read, write)
+            elif route.kind is RouteKind.STATUS_PAGE:
+                status, headers, body = 200, *page()
+            elif route.kind is RouteKind.STATUS_FIGURES:
+                body = metadata.to_body(await self.status.figures())
+                status, headers = 200, [*answer_headers(len(body), None), (b"cache-control", b"no-store")]
             else:
                 status, body = self._document(route)
                 headers = answer_headers(len(body), None)

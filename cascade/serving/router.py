@@ -30,6 +30,7 @@ from cascade.serving.messages import Message, Refined, StreamedMessage
 from cascade.serving.poison import Wards, readable
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.succession import Present
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
@@ -44,6 +45,9 @@ class Router:
         audits: shadow audits; None for none.
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
+        version: of what it decides by, see `cascade.versions`; empty where nobody said.
+        present: the messages that it has.
+        sharing: the routers that share the places of the stages: itself, and while one takes over from another, both.
 
     Args:
         policy: the decisions.
@@ -87,6 +91,9 @@ class Router:
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
         self.requests = {"answered": 0, "refused": 0, "cancelled": 0}
+        self.version = ""
+        self.present = Present()
+        self.sharing: list[Router] = [self]
         self._lag: LoopLag | None = None
         self._beside: list[asyncio.Task[None]] = []
 
@@ -96,6 +103,15 @@ class Router:
         self._beside = [self._loop.create_task(self.slow_loop.run(self._clock))]
         if self.monitor is not None:
             self._beside.append(self._loop.create_task(self.monitor.run()))
+
+    def set_prices(self) -> None:
+        """Have the slow loop look now instead of at its next round."""
+        self.slow_loop.step(self._clock())
+
+    def keep_to_itself(self) -> None:
+        """Publish no more figures; prices and replicas go on being looked after."""
+        for publishing in self._beside[1:]:
+            publishing.cancel()
 
     @property
     def lag_s(self) -> float:
@@ -221,6 +237,7 @@ class Router:
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
+        self.present.come()
         self._schedule_pump()
         return walks
 
@@ -232,6 +249,7 @@ class Router:
             self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
+        self.present.go()
 
     async def close(self) -> None:
         """Cancel every call that is under way, and what goes on beside the requests."""
@@ -256,9 +274,15 @@ class Router:
 
     def _pump(self) -> None:
         self._pumping = False
-        now = self._clock()
-        self.slow_loop.forget_stale(now)
-        self._carry_out(self.policy.dispatch(now))
+        self.slow_loop.forget_stale(self._clock())
+        self.dispatch()
+        for other in self.sharing:  # what came free here may be wanted there
+            if other is not self:
+                other.dispatch()
+
+    def dispatch(self) -> None:
+        """Fill the places that are free."""
+        self._carry_out(self.policy.dispatch(self._clock()))
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -363,8 +387,7 @@ class Router:
         return self.policy.completed(self._clock(), batch, judgement, result.run_s, poisoned)
 
     def _failed(self, batch: Batch) -> list[Command]:
-        # Of the parts of a batch that are tried again the first traceback says it all.
-        first = batch.attempt == 1
+        first = batch.attempt == 1  # the tracebacks of its parts would say the same
         logger.warning("stage %d failed on %d rows, attempt %d", batch.stage, batch.rows, batch.attempt, exc_info=first)
         return self.policy.failed(self._clock(), batch)
 
