@@ -8,12 +8,14 @@ for a request there and clients rely on is done here: a request id, and the end 
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import count
 from typing import Any
 
 import uvicorn
 
+from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.wire.http import MAX_REQUEST_ID_CHARS
 
@@ -27,6 +29,10 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 WATCH_AFTER_S = 0.02
 """Requests are looked through this often, and one that was there the last time has its client watched from then on. A task,
 or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
+SOCKETS = 16
+"""Sockets that listen on one address. A turn of uvloop lets in one connection of each (so does libuv since 1.45), and a
+turn of a busy router takes milliseconds: with one socket a thousand new connections a second fill its queue, and who finds
+that full tries again after 1, 3 and 7 s. The kernel spreads connections over sockets as it does over routers."""
 DRAIN_S = 1.0
 """For so long after the last new connection the answers on old ones say that theirs is the last, before those that are
 idle are closed: a client that sends on a connection while it is being closed would have to guess whether it was heard."""
@@ -71,8 +77,15 @@ class HttpListener:
         """
         # uvicorn says through the log of every request that a client broke off or sent no HTTP: nothing to act on.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        listening = self._address.bind()
-        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listening]))
+        listening: list[socket.socket] = []
+        try:
+            for _ in range(SOCKETS):
+                listening.append(self._address.bind())
+        except ConfigError:
+            for each in listening:
+                each.close()
+            raise
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=listening))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0)
         if self._serving.done():

@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
@@ -170,6 +172,27 @@ async def test_routers_on_one_machine_share_a_port():
             reader, writer = await ask(port)
             await answer(reader)
             writer.close()
+
+
+def test_clients_that_come_at_once_are_let_in_several_a_turn_of_the_loop():
+    clients = 160
+
+    async def turns_until_all_are_in() -> int:
+        async with opened(echo) as (door, port):
+            knocking = [socket.socket() for _ in range(clients)]
+            for client in knocking:
+                client.setblocking(False)
+                client.connect_ex((HOST, port))
+            turns = 0
+            while len(door._server.server_state.connections) < clients and turns < 10 * clients:
+                await asyncio.sleep(0)
+                turns += 1
+            for client in knocking:
+                client.close()
+            return turns
+
+    # uvloop, as in a replica of Serve, lets one in for each socket and turn.
+    assert uvloop.run(turns_until_all_are_in()) < clients / 2
 
 
 async def test_a_port_that_somebody_else_has_is_refused_by_name():
