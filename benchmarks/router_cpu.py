@@ -70,7 +70,7 @@ async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool
 
     ladder = bench.ladder
     artefacts = Artefacts.read(ladder)
-    stages = [place_here(ladder, 0), Remote(len(ladder.spec.labels))]
+    stages = [*place_here(ladder, 0, artefacts.profile), Remote(len(ladder.spec.labels))]
     ingress = Ingress(service := Service(ladder, lambda: build_router(ladder, artefacts, stages)))
     service.start()
     requests = [asgi(raw) for raw in bench.messages[form]]

@@ -103,8 +103,9 @@ class StaticPolicy(Policy):
         counts = self.counts.stages[stage]
         counts.batches += 1
         counts.rows += len(batch.walks)
-        counts.queued_s += sum(walk.queued_s for walk in batch.walks)
-        counts.run_s += busy_s
+        counts.runs.add(busy_s)
+        for walk in batch.walks:
+            counts.waits.add(walk.queued_s)
         behind = range(stage + 1, len(self._lines))
         values = continuation_value(judgement.gains, stage, behind, self._thresholds) if behind else None
         commands: list[Command] = []

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
 
 from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
@@ -40,6 +39,8 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import DRAIN_S, HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.journal import Journal, say_serving
+from cascade.serving.logs import log_to_serve, logging_config
 from cascade.serving.peers import ask_all, replica_name
 from cascade.serving.placing import groups, place_here
 from cascade.serving.port_claim import PortClaim
@@ -69,10 +70,6 @@ fifth of the event loop's time."""
 
 ONE_MORE = 1
 """Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
-
-QUIET = LoggingConfig(enable_access_log=False)
-"""A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
-
 
 COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
 """How handles choose a replica: as by default, while taking down how many there are."""
@@ -150,7 +147,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         graceful_shutdown_timeout_s=spec.deadline.default_s + DRAIN_S + 1,
         graceful_shutdown_wait_loop_s=0.1,
         max_surge_percent=ONE_MORE if args.surge else 0,
@@ -181,7 +178,7 @@ def stage_deployment(
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
         max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         # The only replica there ever is needs no address.
         request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
         graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
@@ -220,6 +217,7 @@ class RouterReplica(GrpcServicer):
         make_policy: MakePolicy = build_policy,
         listen: Listen = NOWHERE,
     ) -> None:
+        log_to_serve()
         stages: list[StageClient | InlineStage] = []
         for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
             replicas.expect(names[0], group_digest(artefacts.digests, names))
@@ -245,6 +243,7 @@ class RouterReplica(GrpcServicer):
         self._telemetry: Telemetry | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
+        say_serving(ladder.spec, artefacts.version)
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
         if warning is not None:
             logger.warning(warning)
@@ -286,6 +285,7 @@ class RouterReplica(GrpcServicer):
                 self._ladder, self._artefacts = found
                 if self._router is not None:
                     self._service.renew()
+                    say_serving(self._ladder.spec, wanted)
             self._service.problem = ""
         except ConfigError as error:
             logger.error(f"version {self._artefacts.version} stays: {error.detail}")
@@ -347,6 +347,7 @@ def build_router(
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
         rule=anytime_rule(spec, artefacts),
+        names=[stage.name for stage in spec.stages],
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
@@ -361,6 +362,9 @@ def build_router(
         audits=router.audits,
         telemetry=telemetry,
         requests=lambda: router.requests,
+        durations=lambda: router.durations,
+        top_cost=spec.costs_alone[-1],
+        journal=Journal(dict(zip(names, router.slow_loop.replicas, strict=True))),
     )
     return router
 

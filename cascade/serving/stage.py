@@ -10,6 +10,7 @@ from cascade.loading import load_network
 from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes
 from cascade.serving.replicas import DIGEST
 from cascade.spec import Ladder
@@ -30,6 +31,7 @@ class StageReplica:
     """
 
     def __init__(self, ladder: Ladder, index: int, device: Device | None = None, digest: str | None = None) -> None:
+        log_to_serve()
         self._digest = check_digest(ladder, range(index, index + 1), digest)
         stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)

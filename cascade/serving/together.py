@@ -25,6 +25,7 @@ from cascade.models.energy import Energy
 from cascade.models.exits import State
 from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes, Turns
 from cascade.serving.replicas import DIGEST, tag_of
 from cascade.serving.states import Again
@@ -79,6 +80,7 @@ class TogetherReplica:
         tag: int | None = None,
         digest: str | None = None,
     ) -> None:
+        log_to_serve()
         self._digest = check_digest(ladder, stages, digest)
         self._networks = dict(zip(stages, load_chain(ladder, stages, device=device, meter=True), strict=True))
         self._first = stages.start
