@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test check audit unit ray bench loadtest clean
+.PHONY: help demo serve test check audit unit ray dist dist-check bench loadtest clean
 
 help:           ## list the commands
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(VENV)/runtime  ## serve the shipped ladder, send its test images through HTTP, print the table, stop
 	$(BIN)/cascade demo deployments/fashion/cascade.yaml
@@ -30,6 +30,12 @@ unit: $(VENV)/dev  ## the tests that need no cluster: under a minute or two
 
 ray: $(VENV)/dev  ## the tests against a real local Ray: minutes
 	$(BIN)/pytest -m ray -q
+
+dist: $(VENV)/dev  ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+dist-check: $(VENV)/dev  ## build them, install the wheel in an environment of its own, and work with it there
+	$(BIN)/pytest tests/test_release.py -q
 
 bench: $(VENV)/dev  ## the server beside its peers, under half an hour; writes its table into docs/results.md
 	$(BIN)/python -m benchmarks.serving --memory

@@ -46,6 +46,7 @@ class Ingress:
 
     Attributes:
         listeners: opened when the service has started, closed before it stops.
+        beside: opened before the listeners and closed after them: what requests need that are under way then.
         status: what people are shown.
 
     Args:
@@ -55,6 +56,7 @@ class Ingress:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.listeners: list[Listener] = []
+        self.beside: list[Listener] = []
         self.status = Status(service)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -123,11 +125,12 @@ class Ingress:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._service.start()
-                for listener in self.listeners:
+                for listener in (*self.beside, *self.listeners):
                     await listener.open()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await asyncio.gather(*(listener.close() for listener in self.listeners))
+                await asyncio.gather(*(listener.close() for listener in self.beside))
                 await self._service.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
