@@ -264,9 +264,7 @@ class RouterReplica(GrpcServicer):
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            ingress.listeners.append(
-                GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes, limits.write_s)
-            )
+            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes))
         return ingress
 
     async def reading(self) -> RouterReading | None:
