@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test check unit ray dist dist-check bench loadtest clean
+.PHONY: help demo serve test check audit unit ray dist dist-check bench loadtest clean
 
 help:           ## list the commands
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,11 +16,14 @@ serve: $(VENV)/runtime  ## serve the shipped ladder until Ctrl-C
 
 test: check unit ray  ## everything that must pass
 
-check: $(VENV)/dev  ## style, types, import floors
+check: $(VENV)/dev audit  ## style, types, import floors, and known vulnerabilities where the registry tells of them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(VENV)/bin/python  ## known vulnerabilities of what constraints.txt installs, or why nobody could look
+	$(BIN)/python .ci/audit.py $(VENV)/audit
 
 unit: $(VENV)/dev  ## the tests that need no cluster: under a minute or two
 	$(BIN)/pytest -m "not ray" -q

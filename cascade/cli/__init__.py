@@ -30,6 +30,7 @@ MODULES = {
     "deploy": "deploy",
     "demo": "online",
     "top": "top",
+    "key": "key",
     "schema": "offline",
 }
 """Commands in the order of their use, and the module that registers each."""

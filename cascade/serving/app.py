@@ -35,6 +35,7 @@ from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.first_calls import FirstCalls
+from cascade.serving.gate import Gate
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import DRAIN_S, HttpListener
@@ -111,7 +112,7 @@ def build(args: AppArgs) -> serve.Application:
 
     Raises:
         SpecError: the spec, a weights file or a model factory is wrong.
-        ConfigError: an artefact is missing or malformed.
+        ConfigError: an artefact or the file of keys is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
     return application(args)
@@ -131,6 +132,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     ladder = Ladder.read(args.spec)
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
+    Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
     digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
     if args.build not in (None, found):
         raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
@@ -250,6 +252,7 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        limits = self._ladder.spec.limits
         self._service.name = replica_name()
         if self._ladder.spec.router.replicas > 1:
             ingress.status.ask_all = ask_all
@@ -260,10 +263,11 @@ class RouterReplica(GrpcServicer):
         ingress.beside.append(Staying(self._asking))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
-            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
+            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            max_bytes = self._ladder.spec.limits.max_body_bytes
-            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
+            ingress.listeners.append(
+                GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes, limits.write_s)
+            )
         return ingress
 
     async def reading(self) -> RouterReading | None:

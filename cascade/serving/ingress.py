@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cascade import __version__
 from cascade.errors import BadRequest, CascadeError, Overloaded, PayloadTooLarge
-from cascade.serving.http_listener import Message, Receive, Send
+from cascade.serving.http_listener import PEER, Message, Receive, Send
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
 from cascade.serving.status import Status, page
 from cascade.serving.streaming import Event, stream
@@ -66,16 +66,16 @@ class Ingress:
             return
         if scope["type"] != "http":
             return
-        facts = read_headers(scope["headers"])
+        facts, client, streams = read_headers(scope["headers"]), "", False
         try:
             raw_path = scope.get("raw_path")
             path = raw_path.decode("latin-1") if raw_path else scope["path"]
             # A mount prefix is part of the path here; the routes start behind it.
             path = path.removeprefix(scope.get("root_path", "").rstrip("/"))
             route = parse_route(scope["method"], path)
-            if route.model is not None:
-                self._service.check_model(route.model, route.version)
-            if route.kind is RouteKind.INFER_STREAM or (route.kind is RouteKind.INFER and facts.event_stream):
+            streams = route.kind is RouteKind.INFER_STREAM or (route.kind is RouteKind.INFER and facts.event_stream)
+            facts, client = self._let_in(route, facts, scope, streams=streams)
+            if streams:
                 await self._stream(facts, receive, send)
                 return
             if route.kind is RouteKind.INFER:
@@ -94,10 +94,31 @@ class Ingress:
         except Exception as error:
             await hold_back(error)
             status, headers, body = self._refusal(error, facts)
+        finally:
+            self._service.gate.leave(client, stream=streams)
         if scope["method"] == "HEAD":
             body = b""
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _let_in(self, route: Route, facts: HeaderFacts, scope: Message, *, streams: bool) -> tuple[HeaderFacts, str]:
+        """Check the key, then the model, then how much the client has under way.
+
+        Returns:
+            The facts, with what the key gives, and the client that the gate has counted.
+        """
+        service = self._service
+        asks = route.kind in (RouteKind.INFER, RouteKind.INFER_STREAM)
+        try:
+            grant = service.gate.grant(route.kind, scope["headers"])
+            if route.model is not None:
+                service.check_model(route.model, route.version)
+            client = service.gate.enter(grant, scope.get(PEER, ""), stream=streams) if asks else ""
+        except CascadeError:
+            if asks:
+                service.count_refused()
+            raise
+        return (facts if grant is None else facts._replace(grant=grant)), client
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -27,6 +27,7 @@ from cascade.serving.audits import Audits
 from cascade.serving.batches import BatchArrays
 from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Message, Refined, StreamedMessage
+from cascade.serving.poison import Wards, readable
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
 from cascade.serving.succession import Present
@@ -80,6 +81,7 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
+        self._wards = Wards(clock)
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
         self._calls: dict[Batch, asyncio.Task[None]] = {}
@@ -88,7 +90,7 @@ class Router:
         self.slow_loop = SlowLoop(policy, control, self._carry_out, clock())
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
-        self.requests = {"answered": 0, "refused": 0}
+        self.requests = {"answered": 0, "refused": 0, "cancelled": 0}
         self.version = ""
         self.present = Present()
         self.sharing: list[Router] = [self]
@@ -162,7 +164,8 @@ class Router:
         Raises:
             Overloaded: turned away before stage 0.
             DeadlineExceeded: a row had no answer of any stage when its deadline came.
-            StageFailed: the first stage failed twice.
+            UnprocessableRow: the first stage fails on a row, and not on others.
+            StageFailed: the first stage failed on a row again and again, for whatever reason.
         """
         message = Message(inputs, rows, self._loop.create_future())
         walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
@@ -224,7 +227,8 @@ class Router:
         *,
         refine: bool,
     ) -> tuple[Walk, ...]:
-        """Hand a message's rows to the policy; raises Overloaded if they are turned away."""
+        """Hand a message's rows to the policy; raises Overloaded or UnprocessableRow if they are turned away."""
+        self._wards.check(message.inputs, rows)
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
@@ -308,6 +312,8 @@ class Router:
                     self._run(batch)
                 case Expire(message):
                     message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message, places, poisoned=True) if message.inputs:
+                    message.refuse(self._wards.poisoned(message.inputs, places))
                 case Fail(message):
                     message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
@@ -362,8 +368,9 @@ class Router:
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
         expected = (batch.rows, self._classes)
-        if result.logits.shape != expected or not np.isfinite(result.logits).all():
-            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
+        if result.logits.shape != expected:
+            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected {expected}")
+        logits, poisoned = readable(result.logits)
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
         if result.state is not None and self._thinks[batch.stage]:
@@ -374,13 +381,14 @@ class Router:
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
-        judgement = judge(result.logits, earlier)
+        judgement = judge(logits, earlier)
         if self._keeps_evidence:
-            judgement = replace(judgement, evidence=result.logits)
-        return self.policy.completed(self._clock(), batch, judgement, result.run_s)
+            judgement = replace(judgement, evidence=logits)
+        return self.policy.completed(self._clock(), batch, judgement, result.run_s, poisoned)
 
     def _failed(self, batch: Batch) -> list[Command]:
-        logger.warning("stage %d failed, attempt %d", batch.stage, batch.attempt, exc_info=True)
+        first = batch.attempt == 1  # the tracebacks of its parts would say the same
+        logger.warning("stage %d failed on %d rows, attempt %d", batch.stage, batch.rows, batch.attempt, exc_info=first)
         return self.policy.failed(self._clock(), batch)
 
 

@@ -5,6 +5,7 @@ encodings. An event holds all rows of its message. The first leaves when every r
 as it was.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from cascade.policy.gain import Floats
 from cascade.policy.request import Answer, SoFar
+from cascade.serving.answers import by_batch, output_array, worst_of
 from cascade.serving.messages import Refined, RowState
 from cascade.serving.router import Router
-from cascade.serving.service import Service, by_batch, output_array, worst_of
+from cascade.serving.service import Service
 from cascade.wire.http import HeaderFacts
 from cascade.wire.oip import InferRequest
 from cascade.wire.parameters import Parameter
@@ -76,6 +78,9 @@ async def stream(
                 yield None if refined is None else write(request, told.event(refined))
     except Exception:
         router.requests["refused"] += 1
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        router.requests["cancelled"] += 1
         raise
     service.count_answered(router, started_ns)
 
