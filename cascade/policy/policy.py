@@ -85,8 +85,8 @@ class Policy:
         self.counts = Counts(
             tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
         )
-        endings = Endings(self.counts, self._classes)
-        self._reply, self._give_up = endings.reply, endings.give_up
+        self.endings = Endings(self.counts, self._classes)
+        self._reply, self._give_up = self.endings.reply, self.endings.give_up
 
     # -- what a driver may read ----------------------------------------------------------------------------------------
 

@@ -340,7 +340,7 @@ def test_classes_are_read_if_there_are_several():
 
 def test_what_the_audits_say_is_read():
     policy = two_stages()
-    recent = monitor_of(policy)._window.read(0.0, policy.counts)
+    recent = monitor_of(policy).window.read(0.0, policy.counts)
     estimate = Estimate(500, 0.93, 40, 0.8, 0.91, 0.02, 0.05, 0.03)
     reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, estimate, 0.0)
     assert reading.predicted_accuracy == 0.93
