@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,16 +130,14 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
     Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
-    digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
+    found = build_digest(ladder, artefacts.digests)
     if args.build not in (None, found):
         raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None
-        if spec.stages[group.start].placement == "router"
-        else stage_deployment(ladder, group.start, digests, surge=args.surge)
+        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start, surge=args.surge)
         for group in groups(spec)
     ]
     router = serve.deployment(
@@ -155,15 +153,12 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
-def stage_deployment(
-    ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
-) -> serve.Application:
+def stage_deployment(ladder: Ladder, index: int, *, surge: bool = False) -> serve.Application:
     """Bind the Serve deployment of one stage, and of those that run together with it.
 
     Args:
         ladder: the ladder.
         index: which of its stages.
-        digests: digest of each stage by name, which the replicas' files must have; None for whatever they have.
         surge: see `AppArgs.surge`.
     """
     spec = ladder.spec
@@ -185,10 +180,9 @@ def stage_deployment(
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
         max_surge_percent=ONE_MORE if surges else 0,
     )
-    digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
-        return deployment(StageReplica).bind(ladder, index, digest=digest)
-    return deployment(TogetherReplica).bind(ladder, group, digest=digest)
+        return deployment(StageReplica).bind(ladder, index)
+    return deployment(TogetherReplica).bind(ladder, group)
 
 
 def reserved(stage: StageSpec) -> dict[str, Any]:
@@ -219,8 +213,8 @@ class RouterReplica(GrpcServicer):
     ) -> None:
         log_to_serve()
         stages: list[StageClient | InlineStage] = []
-        for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
-            replicas.expect(names[0], group_digest(artefacts.digests, names))
+        for group in groups(ladder.spec):
+            replicas.expect(ladder.spec.stages[group.start].name, group_digest(ladder, group))
         self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             if handle is not None and not ladder.spec.stages[group.start].num_gpus:

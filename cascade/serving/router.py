@@ -88,7 +88,7 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
-        self._wards = Wards(clock)
+        self.wards = Wards(clock)
         self._troubles = Troubles(names or range(len(stages)))
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
@@ -211,7 +211,7 @@ class Router:
         trail: Trail | None = None,
     ) -> tuple[Walk, ...]:
         """Hand a message's rows to the policy; raises Overloaded or UnprocessableRow if they are turned away."""
-        self._wards.check(message.inputs, rows)
+        self.wards.check(message.inputs, rows)
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
@@ -300,7 +300,7 @@ class Router:
                 case Expire(message):
                     message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
                 case Fail(message, places, poisoned=True) if message.inputs:
-                    message.refuse(self._wards.poisoned(message.inputs, places))
+                    message.refuse(self.wards.poisoned(message.inputs, places))
                 case Fail(message):
                     message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
