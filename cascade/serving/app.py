@@ -67,10 +67,8 @@ QUIET = LoggingConfig(enable_access_log=False)
 """A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
 
 
-COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
-"""How handles choose a replica: as by default, while taking down how many there are."""
 ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
-"""The same, where a call may name the replica that it must reach."""
+"""How handles choose a replica: the one that the call names, else of those that are not left out the one with the fewest."""
 
 
 MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
@@ -158,8 +156,7 @@ def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
         max_ongoing_requests=2 * calls + 1,
         ray_actor_options=reserved(stage),
         logging_config=QUIET,
-        # The only replica there ever is needs no address.
-        request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
+        request_router_config=ADDRESSED,
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )
@@ -196,12 +193,13 @@ class RouterReplica(GrpcServicer):
     ) -> None:
         stages: list[StageClient | InlineStage] = []
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            name = ladder.spec.stages[group.start].name
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
-                stages.append(ReplicaStage(handle))
+                stages.append(ReplicaStage(handle, name))
             else:
-                shared = TogetherHandle(handle)
+                shared = TogetherHandle(handle, name)
                 stages += [TogetherStage(shared, index) for index in group]
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder

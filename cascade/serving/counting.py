@@ -1,4 +1,5 @@
-"""Serve's own way to a replica, with two changes: it says how many replicas there are, and asks all of a small number.
+"""Serve's own way to a replica, with four changes: it says which replicas there are, asks all of a small number, leaves out
+those that are ejected, and says which one a call went to.
 
 Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
 
@@ -8,11 +9,13 @@ listening there costs no call.
 
 import random
 
+from ray.serve._private.common import ReplicaID, RunningReplicaInfo
+from ray.serve._private.replica_result import ReplicaResult
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import note, tag_of
+from cascade.serving.replicas import left_out, note, note_sent, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -20,28 +23,60 @@ router sends few calls, each a whole batch, so chance does not even out. Beyond 
 among those drawn."""
 
 
+class NotingReplica(RunningReplica):
+    """A replica as handles see it, which takes down the calls that it is sent."""
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> ReplicaResult:
+        """Send a call, which the replica may refuse."""
+        call = pr.kwargs.get("call")
+        if call is not None:
+            note_sent(call, tag_of(self.replica_id.unique_id))
+        return super().try_send_request(pr, with_rejection)
+
+
 class CountingRouter(PowerOfTwoChoicesRequestRouter):
-    """The replica with the fewest calls."""
+    """The replica with the fewest calls, of those that are not left out."""
+
+    def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
+        """How a replica is sent calls."""
+        return NotingReplica(replica_info)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve has a new list of running replicas."""
         super().update_replicas(replicas)
-        note(self._deployment_id.name, len(replicas))
+        self._note()
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """A call has found that a replica is no more, before Serve has."""
+        super().on_replica_actor_died(replica_id)
+        self._note()
+
+    def _note(self) -> None:
+        note(self._deployment_id.name, [tag_of(replica.unique_id) for replica in self._replicas])
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
-        pending_request: PendingRequest | None = None,  # noqa: ARG002
+        pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Replicas to compare, in random order so that equal ones take turns."""
-        count = min(len(candidate_replicas), MOST_ASKED)
-        return [random.sample(candidate_replicas, count)] if count else []
+        if pending_request is not None:
+            # If all hold as many calls as they may, ask again after a pause, and not at once without end.
+            pending_request.routing_context.should_backoff = True
+        out = left_out(self._deployment_id.name)
+        # Where nobody else is left, those that are left out are better than nobody.
+        candidates = [replica for replica in candidate_replicas if _tag(replica) not in out] if out else []
+        candidates = candidates or candidate_replicas
+        count = min(len(candidates), MOST_ASKED)
+        return [random.sample(candidates, count)] if count else []
 
 
 class AddressedRouter(CountingRouter):
     """The replica whose tag the call names as ``to``, if it is running; for all other calls the one with the fewest."""
 
     # Serve's default gives a replica that was found for one request to the one that came first; an address is one's own.
+    # A request is found by its internal id, so calls that wait beside each other must not share one: they are made in the
+    # context of no client's request (`Router`), else Serve would give all of them that request's id.
     _fulfill_next_pending_request = RequestRouter._fulfill_next_pending_request
 
     async def choose_replicas(
@@ -52,9 +87,12 @@ class AddressedRouter(CountingRouter):
         """The replica that is named, alone; see the class."""
         to = None if pending_request is None else pending_request.kwargs.get("to")
         if pending_request is not None and to is not None:
-            named = [replica for replica in candidate_replicas if tag_of(replica.replica_id.unique_id) == to]
+            named = [replica for replica in candidate_replicas if _tag(replica) == to]
             if named:
-                # If it holds as many calls as it may, ask again after a pause, and not at once without end.
                 pending_request.routing_context.should_backoff = True
                 return [named]
         return await super().choose_replicas(candidate_replicas, pending_request)
+
+
+def _tag(replica: RunningReplica) -> int:
+    return tag_of(replica.replica_id.unique_id)

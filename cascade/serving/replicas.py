@@ -1,6 +1,7 @@
-"""How many replicas of each stage are healthy, as Serve last said, and what they are called in a ticket.
+"""Which replicas of each stage there are, as Serve last said, what they are called in a ticket, and what calls went where.
 
-A registry that handles write and the router reads.
+A registry that handles write and the router reads, and the other way round: which replicas are to be left out. Where Serve's
+handles run in a thread of their own, they and the router's loop write different entries, each in one step.
 
 A process that has handles is a router of one application, so a stage's name alone will do.
 
@@ -8,20 +9,70 @@ It lives apart from the class that writes it, because Serve ships that class's o
 be a copy.
 """
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 
-_running: dict[str, int] = {}
+_running: dict[str, frozenset[int]] = {}
+_left_out: dict[str, frozenset[int]] = {}
+_sent: dict[int, int | None] = {}
+
+NOBODY: frozenset[int] = frozenset()
 
 
-def note(deployment: str, replicas: int) -> None:
-    """Take down the number of running replicas of a deployment; called by the handles' request routers."""
-    _running[deployment] = replicas
+def note(deployment: str, replicas: Iterable[int]) -> None:
+    """Take down the running replicas of a deployment; called by the handles' request routers.
+
+    Args:
+        deployment: its name.
+        replicas: their tags.
+    """
+    _running[deployment] = frozenset(replicas)
+
+
+def tags(deployment: str) -> frozenset[int]:
+    """Tags of the running replicas of a deployment; none until a handle of this process has heard of it."""
+    return _running.get(deployment, NOBODY)
 
 
 def running(deployment: str) -> int | None:
-    """Running replicas of a deployment; None until a handle of this process has heard of it."""
-    return _running.get(deployment)
+    """Running replicas of a deployment without those that are left out; None until a handle of this process has heard of it.
+
+    Where nobody else is left, those that are left out count, for calls go to them then.
+    """
+    known = _running.get(deployment)
+    return None if known is None else len(known - left_out(deployment)) or len(known)
+
+
+def leave_out(deployment: str, replicas: frozenset[int]) -> None:
+    """No call goes to these until further notice, but for those that name one of them."""
+    _left_out[deployment] = replicas
+
+
+def left_out(deployment: str) -> frozenset[int]:
+    """Tags of the replicas of a deployment that no call should go to."""
+    return _left_out.get(deployment, NOBODY)
+
+
+def follow(call: int) -> None:
+    """From now on it is taken down which replica this call is sent to."""
+    _sent[call] = None
+
+
+def note_sent(call: int, replica: int) -> None:
+    """A call goes to a replica now; called by the handles."""
+    if call in _sent:
+        _sent[call] = replica
+
+
+def sent() -> Mapping[int, int | None]:
+    """Of the calls that are followed, the tag of the replica that each was last sent to; None while it waits for one."""
+    return _sent
+
+
+def ended(call: int) -> int | None:
+    """Follow a call no longer; where it was sent."""
+    return _sent.pop(call, None)
 
 
 @lru_cache(maxsize=4096)

@@ -1,33 +1,102 @@
-"""How handles choose a replica: all of a few are compared, a sample of many, and their number is taken down."""
+"""How handles choose a replica: all of a few are compared, a sample of many, those left out never; what is taken down."""
+
+from types import SimpleNamespace
+
+import pytest
 
 from cascade.serving import replicas
-from cascade.serving.counting import MOST_ASKED, CountingRouter
+from cascade.serving.counting import MOST_ASKED, AddressedRouter, CountingRouter
+
+DEPLOYMENT = "a stage of this test"
 
 
-def router() -> CountingRouter:
-    return CountingRouter.__new__(CountingRouter)  # choosing needs nothing of what Serve sets up
+def router(kind=CountingRouter):
+    made = kind.__new__(kind)  # choosing needs nothing else of what Serve sets up
+    made._deployment_id = SimpleNamespace(name=DEPLOYMENT)
+    return made
+
+
+def some(count):
+    return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=f"replica {number}")) for number in range(count)]
+
+
+def tag(replica):
+    return replicas.tag_of(replica.replica_id.unique_id)
+
+
+def asks(**named):
+    return SimpleNamespace(kwargs=named, routing_context=SimpleNamespace(should_backoff=False))
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    yield
+    replicas.leave_out(DEPLOYMENT, replicas.NOBODY)
+    replicas._running.pop(DEPLOYMENT, None)
 
 
 async def test_of_a_few_replicas_all_are_compared_in_an_order_that_changes():
-    few = list("abcd")
+    few = some(4)
     orders = set()
     for _ in range(50):
         (asked,) = await router().choose_replicas(few)
-        assert sorted(asked) == few
-        orders.add(tuple(asked))
+        assert {tag(each) for each in asked} == {tag(each) for each in few}
+        orders.add(tuple(tag(each) for each in asked))
     assert len(orders) > 5
 
 
 async def test_of_many_replicas_a_sample_is_compared():
-    (asked,) = await router().choose_replicas(list(range(100)))
-    assert len(set(asked)) == MOST_ASKED
+    (asked,) = await router().choose_replicas(some(100))
+    assert len({tag(each) for each in asked}) == MOST_ASKED
 
 
 async def test_without_a_replica_there_is_nothing_to_compare():
     assert await router().choose_replicas([]) == []
 
 
+async def test_a_call_for_which_all_replicas_are_full_asks_again_after_a_pause():
+    for kind in (CountingRouter, AddressedRouter):
+        call = asks()
+        await router(kind).choose_replicas(some(2), call)
+        assert call.routing_context.should_backoff
+
+
+async def test_a_replica_that_is_left_out_is_asked_only_by_name_or_where_there_is_no_other():
+    one, two = few = some(2)
+    replicas.leave_out(DEPLOYMENT, frozenset({tag(one)}))
+    assert [await router().choose_replicas(few) for _ in range(20)] == [[[two]]] * 20
+    assert await router(AddressedRouter).choose_replicas(few, asks(to=tag(one))) == [[one]]
+    assert await router(AddressedRouter).choose_replicas(few, asks(to=None)) == [[two]]
+    assert await router().choose_replicas([one]) == [[one]]
+
+
+async def test_a_call_whose_replica_is_gone_goes_to_any():
+    (asked,) = await router(AddressedRouter).choose_replicas(some(2), asks(to=7))
+    assert len(asked) == 2
+
+
 def test_replicas_are_unknown_until_a_handle_has_heard_of_them():
-    assert replicas.running("a stage that nobody calls") is None
-    replicas.note("a stage of this test", 3)
-    assert replicas.running("a stage of this test") == 3
+    assert replicas.running(DEPLOYMENT) is None
+    replicas.note(DEPLOYMENT, [1, 2, 3])
+    assert replicas.running(DEPLOYMENT) == 3
+
+
+def test_those_that_are_left_out_do_not_count_unless_there_are_no_others():
+    replicas.note(DEPLOYMENT, [1, 2, 3])
+    replicas.leave_out(DEPLOYMENT, frozenset({2}))
+    assert replicas.running(DEPLOYMENT) == 2
+    replicas.note(DEPLOYMENT, [2])
+    assert replicas.running(DEPLOYMENT) == 1
+    replicas.note(DEPLOYMENT, [])
+    assert replicas.running(DEPLOYMENT) == 0
+
+
+def test_only_calls_that_somebody_follows_are_taken_down():
+    replicas.note_sent(-1, 11)
+    assert replicas.ended(-1) is None
+    replicas.follow(-1)
+    replicas.note_sent(-1, 11)
+    replicas.note_sent(-1, 12)  # the first one refused it
+    assert replicas.sent()[-1] == 12
+    assert replicas.ended(-1) == 12
+    assert -1 not in replicas.sent()
