@@ -31,8 +31,10 @@ ENOUGH = 5
 """Calls of a replica below which nothing is said of its pace."""
 FIRST_PAUSE_S = 1.0
 """From the ejection to the first probe; a probe is a batch of clients' rows, which lose time if it fails."""
-LONGEST_PAUSE_S = 16.0
-"""What pauses double up to, and after how long a good replica is as good as one that was never ejected."""
+LONGEST_PAUSE_S = 4.0
+"""What pauses double up to: how long one that is well again may still be left out, against one lost batch in so long."""
+FORGIVEN_S = 16.0
+"""How long after its return a good replica is as good as one that was never ejected."""
 
 
 @dataclass(slots=True)
@@ -237,7 +239,7 @@ class Stragglers:
         return made, None if made.replica is None else self._replicas.get(made.replica)
 
     def _eject(self, now: float, replica: _Replica) -> None:
-        again = replica.out or now < replica.back_s + LONGEST_PAUSE_S
+        again = replica.out or now < replica.back_s + FORGIVEN_S
         replica.pause_s = min(2 * replica.pause_s, LONGEST_PAUSE_S) if again else FIRST_PAUSE_S
         replica.out, replica.probe, replica.until_s = True, None, now + replica.pause_s
 

@@ -4,8 +4,8 @@ It computes real scores, at once; then it lets time pass as a device would that 
 machine can hold a ladder whose top is dear, and the client that overloads it. What goes wrong is then the fault's doing,
 and not that of processes that wait for a core.
 
-A fault is a file of the ladder's folder, ``hooks/<process id>`` for one replica or ``hooks/<stage>`` for all of a stage, that
-holds ``slow FACTOR``, ``hang`` or ``raise``; it is in force for as long as it is there. A replica that hangs answers pings:
+A fault is a file of the ladder's folder, ``hooks/<process id>`` for one replica or ``hooks/<stage>`` for all of a stage. It
+holds ``slow FACTOR``, ``hang`` or ``raise``, and is in force for as long as it is there. A replica that hangs answers pings:
 only the thread of the network stands still. Rows that came are written to ``ran/<process id>``, a line a pass.
 """
 

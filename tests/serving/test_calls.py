@@ -142,7 +142,7 @@ async def test_a_replica_that_stays_away_gets_few_calls(calls):
     before = len(handle.got)
     await many(calls, handle, 10.0)
     later = handle.got[before:]
-    assert later.count(A) <= 4
+    assert later.count(A) <= 5
     assert later.count(A) < 0.02 * len(later)
 
 
