@@ -4,8 +4,8 @@ A replica may answer every ping and yet no call, or answer calls many times more
 callers can tell. One router judges by its own calls, and by comparison alone: where all are slow, load is the reason or the
 machine, and nobody is ejected. So at most half of a stage's replicas are ever left out, and a single one never is.
 
-An ejected replica gets one call after a pause, a *probe*. If that is answered in good time the replica is back, else the
-pause doubles.
+An ejected replica gets one call after a pause, a *probe*: a copy of one that goes elsewhere, so nobody waits for it. If that
+is answered in good time the replica is back, else the pause doubles.
 """
 
 from collections import deque
@@ -30,9 +30,9 @@ RECENT = 9
 ENOUGH = 5
 """Calls of a replica below which nothing is said of its pace."""
 FIRST_PAUSE_S = 1.0
-"""From the ejection to the first probe; a probe is a batch of clients' rows, which lose time if it fails."""
+"""From the ejection to the first probe."""
 LONGEST_PAUSE_S = 4.0
-"""What pauses double up to: how long one that is well again may still be left out, against one lost batch in so long."""
+"""What pauses double up to: how long one that is well again may still be left out, against one batch's work in so long."""
 FORGIVEN_S = 16.0
 """How long after its return a good replica is as good as one that was never ejected."""
 
@@ -94,7 +94,7 @@ class Stragglers:
         return len(self._calls)
 
     def probe(self, now: float) -> int | None:
-        """The ejected replica that the next call should go to, to see whether it is well again; None for none."""
+        """The ejected replica that the next call should go to as well, to see whether it is well again; None for none."""
         for tag, replica in self._replicas.items():
             if replica.out and replica.probe is None and replica.until_s <= now:
                 return tag

@@ -40,15 +40,26 @@ class Calls:
         self._stragglers = Stragglers()
         self._waiting: dict[int, asyncio.Timeout] = {}
         self._look: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
 
-    async def make(self, method: Callable[..., Awaitable[Any]], kind: Hashable, *args: Any, to: int | None = None) -> Any:
-        """Make one call, and wait for its answer.
+    async def make(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        kind: Hashable,
+        *args: Any,
+        to: int | None = None,
+        discard: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Make one call, and wait for its answer. If a replica is to be probed now, it gets the same call beside.
+
+        A copy, so that no row waits for a replica that may not be well yet, nor for the place that it would take there.
 
         Args:
             method: the remote method.
             kind: calls of a kind take about equally long.
             args: its arguments.
-            to: tag of the replica that must run it; None for any.
+            to: tag of the replica that must run it; None for any. Only calls that may go to any are copied for probes.
+            discard: told the answer to a probe, which nobody wants; None where nothing has to be given back.
 
         Raises:
             ReplicaSilent: that replica is left out, or it does not answer while others do.
@@ -56,8 +67,31 @@ class Calls:
         """
         if to is not None and to in self._stragglers.ejected:
             raise ReplicaSilent(f"a replica of {self._deployment!r} that holds rows is left out")
+        if to is None and self._probing is None and (ejected := self._stragglers.probe(self._clock())) is not None:
+            self._probing = asyncio.get_running_loop().create_task(self._probe(method, kind, args, ejected, discard))
+        return await self._call(method, kind, args, to)
+
+    async def _probe(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        kind: Hashable,
+        args: tuple[Any, ...],
+        ejected: int,
+        discard: Callable[[Any], None] | None,
+    ) -> None:
+        try:
+            answer = await self._call(method, kind, args, ejected)
+            if discard is not None:
+                discard(answer)
+        except Exception as error:  # the stragglers know by now
+            logger.debug("a probe failed", exc_info=error)
+        finally:
+            self._probing = None
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], kind: Hashable, args: tuple[Any, ...], to: int | None
+    ) -> Any:
         now, number = self._clock(), next(_numbers)
-        to = self._stragglers.probe(now) if to is None else to
         named: dict[str, int] = {"call": number} if to is None else {"call": number, "to": to}
         replicas.follow(number)
         self._stragglers.begun(now, number, kind, to)

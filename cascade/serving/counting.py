@@ -1,5 +1,5 @@
-"""Serve's own way to a replica, with four changes: it says which replicas there are, asks all of a small number, leaves out
-those that are ejected, and says which one a call went to.
+"""Serve's own way to a replica, with changes: it says which replicas there are, and which one a call went to; it spreads a
+router's own calls evenly, asks all of a small number, and leaves out those that are ejected.
 
 Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
 
@@ -9,13 +9,13 @@ listening there costs no call.
 
 import random
 
-from ray.serve._private.common import ReplicaID, RunningReplicaInfo
+from ray.serve._private.common import ReplicaID, RequestMetadata, RunningReplicaInfo
 from ray.serve._private.replica_result import ReplicaResult
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import left_out, note, note_sent, tag_of
+from cascade.serving.replicas import calls_by_replica, left_out, note, note_sent, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
@@ -28,14 +28,16 @@ class NotingReplica(RunningReplica):
 
     def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> ReplicaResult:
         """Send a call, which the replica may refuse."""
-        call = pr.kwargs.get("call")
-        if call is not None:
-            note_sent(call, tag_of(self.replica_id.unique_id))
+        _take_down(pr, self)
         return super().try_send_request(pr, with_rejection)
 
 
 class CountingRouter(PowerOfTwoChoicesRequestRouter):
-    """The replica with the fewest calls, of those that are not left out."""
+    """Of the replicas that are not left out and hold the fewest calls of this router, the one with the fewest calls of all.
+
+    A router's calls are as many as there are places for it in all replicas. With all of them on one replica, because the
+    others seemed busier, nothing would go on for this router while that one stalls, nor would it see that the others answer.
+    """
 
     def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
         """How a replica is sent calls."""
@@ -67,6 +69,9 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
         # Where nobody else is left, those that are left out are better than nobody.
         candidates = [replica for replica in candidate_replicas if _tag(replica) not in out] if out else []
         candidates = candidates or candidate_replicas
+        own = calls_by_replica()
+        fewest = min((own[_tag(replica)] for replica in candidates), default=0)
+        candidates = [replica for replica in candidates if own[_tag(replica)] == fewest]
         count = min(len(candidates), MOST_ASKED)
         return [random.sample(candidates, count)] if count else []
 
@@ -74,10 +79,16 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
 class AddressedRouter(CountingRouter):
     """The replica whose tag the call names as ``to``, if it is running; for all other calls the one with the fewest."""
 
-    # Serve's default gives a replica that was found for one request to the one that came first; an address is one's own.
-    # A request is found by its internal id, so calls that wait beside each other must not share one: they are made in the
-    # context of no client's request (`Router`), else Serve would give all of them that request's id.
-    _fulfill_next_pending_request = RequestRouter._fulfill_next_pending_request
+    def _fulfill_next_pending_request(
+        self, replica: RunningReplica, request_metadata: RequestMetadata | None = None
+    ) -> None:
+        # Serve's default gives a replica that was found for one request to the one that came first; an address is one's own.
+        # A request is found by its internal id, so calls that wait beside each other must not share one: they are made in
+        # the context of no client's request (`Router`), else Serve would give all of them that request's id.
+        waiting = self._get_pending_request_matching_internal_request_id(request_metadata)
+        if waiting is not None:
+            _take_down(waiting, replica)  # it is sent a little later, and others choose meanwhile
+        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)
 
     async def choose_replicas(
         self,
@@ -92,6 +103,12 @@ class AddressedRouter(CountingRouter):
                 pending_request.routing_context.should_backoff = True
                 return [named]
         return await super().choose_replicas(candidate_replicas, pending_request)
+
+
+def _take_down(call: PendingRequest, replica: RunningReplica) -> None:
+    number = call.kwargs.get("call")
+    if number is not None:
+        note_sent(number, _tag(replica))
 
 
 def _tag(replica: RunningReplica) -> int:

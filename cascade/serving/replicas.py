@@ -9,6 +9,7 @@ It lives apart from the class that writes it, because Serve ships that class's o
 be a copy.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -68,6 +69,11 @@ def note_sent(call: int, replica: int) -> None:
 def sent() -> Mapping[int, int | None]:
     """Of the calls that are followed, the tag of the replica that each was last sent to; None while it waits for one."""
     return _sent
+
+
+def calls_by_replica() -> Counter[int]:
+    """How many of the calls that are followed each replica has, by tag."""
+    return Counter(tag for tag in list(_sent.values()) if tag is not None)  # a list first: another thread may write
 
 
 def ended(call: int) -> int | None:

@@ -170,8 +170,13 @@ class TogetherHandle:
     async def run(self, index: int, inputs: Arrays) -> Reply:
         """See `TogetherReplica.run`; on any replica."""
         rows = len(next(iter(inputs.values())))
-        reply: Reply = await self._calls.make(self._run.remote, ("run", index, rows.bit_length()), index, inputs)
+        kind = ("run", index, rows.bit_length())
+        reply: Reply = await self._calls.make(self._run.remote, kind, index, inputs, discard=self._discard)
         return reply
+
+    def _discard(self, reply: Reply) -> None:
+        if reply.slots is not None:
+            self.forget(np.column_stack([np.full_like(reply.slots, reply.tag), reply.slots]))
 
     async def resume(self, index: int, tag: int, slots: Slots) -> Reply:
         """See `TogetherReplica.resume`; on the replica with that tag, or any other if it is gone."""

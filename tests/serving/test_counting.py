@@ -70,6 +70,21 @@ async def test_a_replica_that_is_left_out_is_asked_only_by_name_or_where_there_i
     assert await router().choose_replicas([one]) == [[one]]
 
 
+async def test_a_router_spreads_its_own_calls_evenly():
+    few = some(3)
+    for number, replica in ((-1, few[0]), (-2, few[1])):
+        replicas.follow(number)
+        replicas.note_sent(number, tag(replica))
+    try:
+        assert [await router().choose_replicas(few) for _ in range(20)] == [[[few[2]]]] * 20
+        replicas.ended(-1)
+        (asked,) = await router().choose_replicas(few)
+        assert {tag(each) for each in asked} == {tag(few[0]), tag(few[2])}
+    finally:
+        replicas.ended(-1)
+        replicas.ended(-2)
+
+
 async def test_a_call_whose_replica_is_gone_goes_to_any():
     (asked,) = await router(AddressedRouter).choose_replicas(some(2), asks(to=7))
     assert len(asked) == 2
