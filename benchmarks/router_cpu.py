@@ -63,8 +63,9 @@ def asgi(raw: bytes) -> tuple[dict[str, Any], bytes]:
 async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool) -> dict[str, float]:
     """CPU of some messages, closed loop."""
     from cascade.assembly import Artefacts
-    from cascade.serving.app import build_router, place_here
+    from cascade.serving.app import build_router
     from cascade.serving.ingress import Ingress
+    from cascade.serving.placing import place_here
     from cascade.serving.service import Service
 
     ladder = bench.ladder

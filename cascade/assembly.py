@@ -3,7 +3,7 @@
 The server and the simulator both put their policy together here, so that they cannot come to differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.calibration.certificate import Certificate
@@ -18,6 +18,7 @@ from cascade.policy.market import Market
 from cascade.policy.policy import Policy, StageConfig
 from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
+from cascade.versions import version_digest
 
 HOP_S = 0.002
 """Seconds of a call to a replica and back beside its work, until a router has learned its own: what Serve's handles take on
@@ -26,6 +27,8 @@ a machine that has something to do. For a stage of microseconds it is all that c
 
 def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
     """Read a ladder's calibration and service profile, and check that they belong to its weights and spec.
+
+    From then on the ladder holds the digests, and no other weights are loaded for it.
 
     Raises:
         ConfigError: a file is missing or malformed.
@@ -39,6 +42,7 @@ def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
         calibration.check_looks_back_nowhere()
     profile = ServiceProfile.read(ladder.service_path)
     profile.check_belongs(names, digests)
+    ladder.digests = digests
     return calibration, profile
 
 
@@ -66,6 +70,7 @@ class Artefacts:
         certificate: what may be lost at which prices; None if there is none.
         market: demand by price; None without the outcome table that it is made of, and then prices never change.
         product: how sure products of answers are, where clients are shown such; see `fit_product`.
+        version: digest of all of these and the ladder, see `cascade.versions`; empty where nobody asked.
     """
 
     calibration: Calibration
@@ -73,6 +78,12 @@ class Artefacts:
     certificate: Certificate | None
     market: Market | None
     product: tuple[Curve, ...] | None = None
+    version: str = ""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each stage by name, cheapest first: of the files, to which all of this belongs."""
+        return {stage.name: stage.digest for stage in self.calibration.stages}
 
     @classmethod
     def read(cls, ladder: Ladder) -> "Artefacts":
@@ -98,7 +109,8 @@ class Artefacts:
                 f"anytime.answers product: how sure products are is fitted on {ladder.table_path}, which is not there; run "
                 "`cascade profile`"
             )
-        return cls(calibration, profile, certificate, market, product)
+        found = cls(calibration, profile, certificate, market, product)
+        return replace(found, version=version_digest(ladder, found.digests))
 
 
 def anytime_rule(spec: CascadeSpec, artefacts: Artefacts) -> Rule:

@@ -33,6 +33,7 @@ from cascade.spec_sections import (
     ResourceName,
     RouterSpec,
     Seconds,
+    SecuritySpec,
     TensorField,
 )
 
@@ -182,7 +183,9 @@ class CascadeSpec(Part):
     admission: AdmissionSpec = AdmissionSpec()
     """The door."""
     limits: LimitsSpec = LimitsSpec()
-    """Sizes."""
+    """What a request and a client may ask."""
+    security: SecuritySpec | None = None
+    """Keys that clients must have; none by default."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
     anytime: AnytimeSpec = AnytimeSpec()
@@ -256,11 +259,16 @@ class Ladder:
     Attributes:
         spec: the spec.
         root: folder of the YAML file.
+        digests: of every stage, as its artefacts were found to belong to; None until somebody has looked. Whoever loads a
+            network later, on another node perhaps, must find the same.
+        source: the YAML file itself; None for a spec that was not read from one.
     """
 
-    def __init__(self, spec: CascadeSpec, root: Path) -> None:
+    def __init__(self, spec: CascadeSpec, root: Path, source: Path | None = None) -> None:
         self.spec = spec
         self.root = root
+        self.digests: dict[str, str] | None = None
+        self.source = source
 
     @classmethod
     def read(cls, path: str | Path) -> "Ladder":
@@ -278,7 +286,7 @@ class Ladder:
             raise SpecError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(document, dict):
             raise SpecError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
-        return cls(parse_spec(document, source=str(path)), path.resolve().parent)
+        return cls(parse_spec(document, source=str(path)), path.resolve().parent, path.resolve())
 
     def path(self, relative: str) -> Path:
         """A file of the ladder."""

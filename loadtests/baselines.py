@@ -11,7 +11,7 @@ No ``from __future__ import annotations`` here: Serve reads the builders' annota
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,11 +24,12 @@ from cascade import __version__
 from cascade.assembly import read_artefacts
 from cascade.calibration.artefact import StageService
 from cascade.errors import CascadeError, UnknownModel
-from cascade.loading import load_network
-from cascade.models.stage import Arrays
+from cascade.loading import load_chain
+from cascade.models.stage import Arrays, StageResult
 from cascade.serving.app import QUIET, AppArgs, application, reserved
 from cascade.serving.service import signature_of
 from cascade.spec import CascadeSpec, Ladder
+from cascade.spec_exits import chain_of, costs_alone
 from cascade.wire import metadata
 from cascade.wire.http import Headers, Provenance, answer_headers, parse_json_length, read_headers
 from cascade.wire.oip import Limits, decode_request, encode_response
@@ -53,14 +54,14 @@ def build_top(args: AppArgs) -> serve.Application:
     """Everything to the last stage.
 
     Replicas, batch size, CPUs and GPUs are those of the stage in the spec; `queue_limits` says how many requests Serve lets
-    wait. Whoever comes then gets Serve's own 503 with ``Retry-After: 1``.
+    wait. Whoever comes then gets Serve's own 503 with ``Retry-After: 1``. A stage that resumes others runs them as well.
 
     Raises:
         ConfigError: as for `cascade.serving.app.build`.
     """
     ladder = Ladder.read(args.spec)
-    stage = ladder.spec.stages[-1]
-    ongoing, queued = queue_limits(ladder.spec, read_artefacts(ladder)[1].stages[-1])
+    stage = ladder.spec.placed[-1]
+    ongoing, queued = queue_limits(ladder.spec, read_artefacts(ladder)[1].stages)
     deployment = serve.deployment(
         name=stage.name,
         num_replicas=stage.replicas,
@@ -78,16 +79,19 @@ def build_top(args: AppArgs) -> serve.Application:
 BUILDERS: dict[str, Callable[[AppArgs], serve.Application]] = {"static": build_static, "top": build_top}
 
 
-def queue_limits(spec: CascadeSpec, profiled: StageService) -> tuple[int, int]:
+def queue_limits(spec: CascadeSpec, profiled: Sequence[StageService]) -> tuple[int, int]:
     """``max_ongoing_requests`` and ``max_queued_requests`` of one replica of the last stage.
 
     Two batches may be in the replica, the one that runs and the one that fills. Together with those that queue they are the
     work of half a deadline, so that what is let in can be answered in time:
 
         ongoing + queued = WAITING_SHARE deadline B / (a + b B), and at least one may queue
+
+    where the times of the stages that it resumes are added to its own.
     """
     rows = spec.stages[-1].max_batch_size
-    rows_per_s = rows / (profiled.a_s + profiled.b_s * rows)
+    chain = [profiled[k] for k in chain_of(spec.stages, len(spec.stages) - 1)]
+    rows_per_s = rows / sum(each.a_s + each.b_s * rows for each in chain)
     ongoing = 2 * rows
     return ongoing, max(1, int(WAITING_SHARE * spec.deadline.default_s * rows_per_s) - ongoing)
 
@@ -105,7 +109,9 @@ class TopReplica:
         spec = ladder.spec
         self._spec = spec
         self._stage = spec.stages[-1]
-        self._network = load_network(ladder, self._stage)
+        last = len(spec.stages) - 1
+        self._chain = load_chain(ladder, chain_of(spec.stages, last))
+        self._cost = costs_alone([stage.cost for stage in spec.stages], [stage.resumes for stage in spec.stages])[last]
         self._judge = read_artefacts(ladder)[0].stages[-1].judge()
         self._signature = signature_of(ladder)
         self._limits = Limits(max_rows=spec.limits.max_rows, priorities=spec.admission.priorities)
@@ -117,8 +123,16 @@ class TopReplica:
         """Logits of single rows [1, *row], which Serve has put together."""
         inputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         # In a thread, so that the next batch fills while this one runs.
-        result = await asyncio.get_running_loop().run_in_executor(self._thread, self._network.run, inputs)
+        result = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, inputs)
         return list(result.logits)
+
+    def _run(self, inputs: Arrays) -> StageResult:
+        """All segments of the network, one after the other."""
+        first, *rest = self._chain
+        result = first.run(inputs)
+        for stage in rest:
+            result = stage.run(result.state or {})
+        return result
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
@@ -153,7 +167,7 @@ class TopReplica:
                 "cascade_exit_reason": "last_stage",
                 "cascade_degraded": False,
                 "cascade_confidence": round(float(judgement.p_correct.min()), 6),
-                "cascade_cost": self._stage.cost * request.rows,
+                "cascade_cost": self._cost * request.rows,
                 "cascade_price": 0.0,
             },
         )

@@ -16,7 +16,17 @@ S(n) = a + b n is the profiled service time, q how much slower batches are here,
 saturated stage can do; there calls wait for each other in a replica, which makes q, and so the second term, too pessimistic.
 The second term is for a stage that the stages before it cannot fill: its calls do not overlap, so its places do not count.
 
-The last stage's capacity is `unit_rate`, the requests a second if all of them went to the top. The rate of stage 0 is
+Stages that share replicas take turns there, so what one of them could do alone follows from what they did together: with
+w = S(B) / B of each,
+
+    capacity of k = (sum of rate_j w_j over the stages j of the group) / w_k,
+
+as long as the replicas always had work, which `occupancy` says: the calls of the whole group by the places of one stage.
+They are all measured at once, by rows that ask for the last of them. Few may get there: a closed loop comes back the sooner
+the earlier rows stop, so the policy sees more than the replicas can do, and spends them where a second is worth most.
+
+`unit_rate` is the requests a second if all of them went to the top: the last stage's capacity, or, where it shares replicas
+with the stages before it, what these can do for rows that visit all of them, 1 / sum of 1 / capacity. The rate of stage 0 is
 `stage0_rate`: the whole way through the server, HTTP and router included. While any other stage is measured, a second closed
 loop keeps the last one busy too, since under every load near those capacities it is; where stages share cores, a stage that
 has them to itself would promise too much.
@@ -44,7 +54,8 @@ from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.errors import CascadeError, ConfigError
 from cascade.rows import read_rows
-from cascade.spec import Ladder, StageSpec
+from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec_exits import groups_of
 from cascade.wire.client import encode_request
 
 REPEATS = 3
@@ -194,19 +205,47 @@ def capacity_of(done: Counters, seconds: float, stage: StageSpec, profiled: Stag
     return max(done.rows / seconds, replicas * stage.max_batch_size / full_s), occupancy
 
 
-def summarise(windows: Sequence[Window], stages: Sequence[str]) -> Measured:
+def shared_capacity(
+    done: Sequence[Counters], seconds: float, stages: Sequence[StageSpec], profiled: Sequence[StageService], index: int
+) -> tuple[float, float]:
+    """The same as `capacity_of` for a stage that shares replicas.
+
+    Args:
+        done: differences of the counters of every stage on these replicas.
+        seconds: length of the window.
+        stages: they, as placed.
+        profiled: their service times.
+        index: which of them.
+
+    Returns:
+        Rows a second that the stage could do alone, and the occupancy of the replicas, at most 1.
+
+    Raises:
+        ConfigError: the stage did nothing in the window.
+    """
+    if not done[index].rows:
+        raise ConfigError(f"stage {stages[index].name!r} ran no batch while it was to be kept busy for {seconds:g} s")
+    row_s = [each.a_s / stage.max_batch_size + each.b_s for each, stage in zip(profiled, stages, strict=True)]
+    busy = sum(each.rows / seconds * work_s for each, work_s in zip(done, row_s, strict=True))
+    occupancy = sum(each.run_s for each in done) / (seconds * _places(stages[0]))
+    return busy / row_s[index], min(1.0, occupancy)
+
+
+def summarise(windows: Sequence[Window], stages: Sequence[str], together: Sequence[int] = ()) -> Measured:
     """Medians and spreads of repeated windows.
 
     Args:
         windows: in any order, at least one of each stage.
         stages: names, cheapest first.
+        together: indices of the stages on the last one's replicas, if there are others.
     """
     of_stage = {stage: [window for window in windows if window.stage == stage] for stage in stages}
     rows_per_s = {stage: median(window.capacity for window in found) for stage, found in of_stage.items()}
     spread = {stage: _spread([window.capacity for window in found]) for stage, found in of_stage.items()}
     through = [window.rate for window in of_stage[stages[0]]]
     spread[stages[0]] = _spread(through)
-    return Measured(rows_per_s[stages[-1]], median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
+    unit_rate = 1 / sum(1 / rows_per_s[stages[k]] for k in together or [-1])
+    return Measured(unit_rate, median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -303,14 +342,18 @@ def measure(
     windows = []
     for _ in range(repeats):
         for index, messages in enumerate(requests):
+            group = _beside(spec, index)
+            if index and index in group[:-1]:
+                continue  # measured with the last of them
             if index < len(names) - 1:
-                with _kept_busy(port, requests[-1][:BUSY_ROWS], _places(spec.stages[-1]) * spec.stages[-1].max_batch_size):
-                    window = _window(ladder, port, index, messages, profile.stages[index], seconds)
+                with _kept_busy(port, requests[-1][:BUSY_ROWS], _busy(spec, len(names) - 1)):
+                    found = _windows(ladder, port, index, messages, profile.stages, seconds)
             else:
-                window = _window(ladder, port, index, messages, profile.stages[index], seconds)
-            progress(window)
-            windows.append(window)
-    return summarise(windows, names)
+                found = _windows(ladder, port, index, messages, profile.stages, seconds)
+            for window in found:
+                progress(window)
+            windows += found
+    return summarise(windows, names, _beside(spec, len(names) - 1))
 
 
 @contextmanager
@@ -336,39 +379,61 @@ def _places(stage: StageSpec) -> int:
     return 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica
 
 
-def _window(
-    ladder: Ladder, port: int, index: int, requests: Sequence[bytes], profiled: StageService, seconds: float
-) -> Window:
+def _beside(spec: CascadeSpec, index: int) -> tuple[int, ...]:
+    """The stages on the same replicas as one, itself among them; empty if it has its own."""
+    return next((group for group in groups_of(spec.stages) if index in group), ())
+
+
+def _busy(spec: CascadeSpec, index: int) -> int:
+    """Rows that fill a stage's replicas: every place, or, where stages share them, every replica once."""
+    stage = spec.placed[index]
+    return (stage.replicas if _beside(spec, index) else _places(stage)) * stage.max_batch_size
+
+
+def _windows(
+    ladder: Ladder, port: int, index: int, requests: Sequence[bytes], profiled: Sequence[StageService], seconds: float
+) -> list[Window]:
+    """Of a stage, or of all stages on the replicas of the stage if it is the last of them."""
     spec = ladder.spec
-    stage, names = spec.stages[index], [stage.name for stage in spec.stages]
+    names = [stage.name for stage in spec.stages]
     # As many again as the stage can hold may wait for it: more, and the policy would evict some.
-    connections = min(2 * _places(stage) * stage.max_batch_size, MOST_CONNECTIONS)
+    connections = min(2 * _busy(spec, index), MOST_CONNECTIONS)
     if index == 0:
         connections = max(connections, STAGE0_CONNECTIONS)
-    edges: list[tuple[float, float, Counters]] = []
+    edges: list[tuple[float, float, list[Counters]]] = []
 
     def at_edge() -> None:
         began_s = time.perf_counter()
-        done = counters_of(read_statistics(port, spec.name), spec.name, names)[index]
+        done = counters_of(read_statistics(port, spec.name), spec.name, names)
         # The counters are of some instant while the request was under way.
         edges.append(((began_s + time.perf_counter()) / 2, time.process_time(), done))
 
     answers = send_for(port, requests, connections, warm_s=WARM_S, seconds=seconds, at_edge=at_edge)
     (opened_s, client_before_s, before), (closed_s, client_after_s, after) = edges
-    length_s, done = closed_s - opened_s, after.since(before)
-    capacity, occupancy = capacity_of(done, length_s, stage, profiled)
+    length_s, done = closed_s - opened_s, [now.since(then) for now, then in zip(after, before, strict=True)]
     answered = sum(status_and_body(raw)[0] == 200 for raw in answers.raw)
-    return Window(
-        stage=stage.name,
-        seconds=seconds,
-        answered_per_s=answered / answers.seconds,
-        refused=len(answers.raw) - answered,
-        rate=done.rows / length_s,
-        batch=done.rows / done.batches,
-        occupancy=occupancy,
-        capacity=capacity,
-        client_share=(client_after_s - client_before_s) / length_s,
-    )
+    group = _beside(spec, index)
+    found = []
+    for k in group if group and index == group[-1] else (index,):
+        if group:
+            shared = [done[each] for each in group], length_s, [spec.placed[each] for each in group]
+            capacity, occupancy = shared_capacity(*shared, [profiled[each] for each in group], group.index(k))
+        else:
+            capacity, occupancy = capacity_of(done[k], length_s, spec.placed[k], profiled[k])
+        found.append(
+            Window(
+                stage=names[k],
+                seconds=seconds,
+                answered_per_s=answered / answers.seconds,
+                refused=len(answers.raw) - answered,
+                rate=done[k].rows / length_s,
+                batch=done[k].rows / done[k].batches,
+                occupancy=occupancy,
+                capacity=capacity,
+                client_share=(client_after_s - client_before_s) / length_s,
+            )
+        )
+    return found
 
 
 def main(

@@ -39,6 +39,7 @@ class Limits:
         base_prices: [S] price of a visit when nothing is scarce; 0 where left out.
         work_s: [S] core seconds of a visit, where the stages share cores.
         pool: cores that they share.
+        together: stages that run on the same replicas, each group.
 
     Raises:
         ConfigError: there is not one number for each stage, or one is not above 0.
@@ -54,6 +55,7 @@ class Limits:
         base_prices: Sequence[float] | Floats | None = None,
         work_s: Sequence[float] | Floats | None = None,
         pool: float = inf,
+        together: tuple[tuple[int, ...], ...] = (),
     ) -> None:
         rows = np.array(rows_per_s, np.float64)
         if rows.shape != (len(table.stages),):
@@ -62,7 +64,7 @@ class Limits:
             raise ConfigError(f"stage0_rate and unit_rate: expected numbers above 0, got {stage0_rate:g} and {unit_rate:g}")
         rows[0] = min(rows[0], stage0_rate)
         self.table = table
-        self.capacity = Capacity(rows, None if work_s is None else np.array(work_s, np.float64), pool)
+        self.capacity = Capacity(rows, None if work_s is None else np.array(work_s, np.float64), pool, together)
         self.stage0_rate = stage0_rate
         self.unit_rate = unit_rate
         self.rest_right: Bools = table.walk(unloaded_prices(table, base_prices)).right

@@ -22,6 +22,7 @@ from cascade.cli.simulate import default_table
 from cascade.errors import ConfigError
 from cascade.report.style import save
 from cascade.spec import Ladder
+from cascade.spec_exits import groups_of
 from loadtests.clauses import CLAUSES
 from loadtests.figure import load_figure, step_figure
 from loadtests.judge import Verdict, judge_runs
@@ -102,6 +103,7 @@ def prepare(spec: Path, capacity: Path) -> tuple[Limits, Simulator]:
         base_prices=ladder.spec.base_prices,
         work_s=None if measured.work_s is None else [measured.work_s[stage] for stage in table.stages],
         pool=measured.pool,
+        together=groups_of(ladder.spec.stages),
     )
     factors = corrections(ladder.spec, made.profile, limits.capacity.rows_per_s)
     return limits, Simulator(table, ladder.spec, made.profile, factors, made.certificate, made.market)

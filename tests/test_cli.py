@@ -15,6 +15,7 @@ from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli import app
 from cascade.serving.environment import FAST_PATH, GRPC, ONE_MACHINE
 from cascade.spec import Ladder, json_schema
+from cascade.versions import build_digest, version_digest
 
 DONE, VERDICT_FAILED, USAGE = 0, 1, 2
 STAGES = ["rough", "fair", "fine"]
@@ -93,8 +94,10 @@ def test_check_shows_the_ladder(calibrated):
 
 def test_check_answers_a_machine_in_json(calibrated, spec):
     ready = cascade("check", calibrated, "--json")
-    digests = Ladder.read(calibrated).stage_digests()
-    assert json.loads(ready.stdout) == {"name": "colours", "stages": digests, "calibrated": True, "problem": None}
+    ladder = Ladder.read(calibrated)
+    digests = ladder.stage_digests()
+    facts = {"build": build_digest(ladder), "version": version_digest(ladder), "calibrated": True, "problem": None}
+    assert json.loads(ready.stdout) == {"name": "colours", "stages": digests, **facts}
     raw = cascade("check", spec, "--json")
     assert raw.exit_code == VERDICT_FAILED
     document = json.loads(raw.stdout)

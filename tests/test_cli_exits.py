@@ -12,6 +12,7 @@ from cascade.calibration.outcomes import OutcomeTable
 from cascade.cli import app
 from cascade.rows import read_rows
 from cascade.spec import Ladder
+from loadtests import baselines
 from tests.exit_ladders import COSTS, NAMES, rotated_scores, write_exit_ladder
 
 
@@ -77,3 +78,21 @@ def test_replicas_belong_to_the_first_of_the_stages_that_run_together(spec):
     refused = CliRunner().invoke(app, ["simulate", str(spec), "--workload", "poisson:100", "--replicas", "third=2"])
     assert refused.exit_code == 2
     assert "runs together with 'first'" in refused.output
+
+
+def test_the_baseline_that_asks_the_top_stage_only_runs_the_segments_before_it_too(spec):
+    ladder = Ladder.read(spec)
+    inputs, _ = read_rows(ladder, ladder.path(ladder.spec.data.test))
+    table = OutcomeTable.read(ladder.table_path.with_name("test-outcomes.npz"))
+    logits = baselines.TopReplica(ladder)._run(inputs).logits
+    assert (logits.argmax(axis=1) == table.probs(NAMES[-1]).argmax(axis=1)).all()
+    ongoing, _ = baselines.queue_limits(ladder.spec, ServiceProfile.read(ladder.service_path).stages)
+    assert ongoing == 2 * ladder.spec.stages[-1].max_batch_size
+
+
+def test_a_plan_adds_up_what_stages_take_of_the_replicas_that_they_share(spec, tmp_path):
+    shown = cascade("plan", spec, "--out", tmp_path / "plan.json")
+    assert "% first" in shown
+    assert "% second" not in shown
+    stages = json.loads((tmp_path / "plan.json").read_text())["stages"]
+    assert [stage["owner"] for stage in stages] == [None, "first", "first"]

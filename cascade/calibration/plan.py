@@ -50,6 +50,8 @@ class PlanStage(_Part):
     """Rows a second of all of them at full batches."""
     base_price: Amount
     """Price of a visit when nothing is scarce."""
+    owner: Text | None = None
+    """The stage on whose replicas it runs, where these are not its own."""
 
 
 class PlanPoint(_Part):
@@ -76,7 +78,7 @@ class PlanPoint(_Part):
     cost: Amount
     """Mean cost of a request."""
     utilisation: tuple[Amount, ...]
-    """[S] predicted load by capacity; with shared cores, the part of them that each stage takes."""
+    """[S] predicted load by capacity; with shared cores or replicas, the part of them that each stage takes."""
     shed: Share
     """Share turned away."""
 
@@ -247,7 +249,13 @@ def make_plan(
         cost_unit=judged.cost_unit,
         unloaded_accuracy=unloaded.accuracy,
         stages=tuple(
-            PlanStage(name=stage.name, replicas=stage.replicas, rows_per_s=stage.rows_per_s, base_price=price)
+            PlanStage(
+                name=stage.name,
+                replicas=stage.replicas,
+                rows_per_s=stage.rows_per_s,
+                base_price=price,
+                owner=None if stage.owner is None else deployment.stages[stage.owner].name,
+            )
             for stage, price in zip(deployment.stages, map(float, base), strict=True)
         ),
         points=tuple(points),

@@ -1,4 +1,4 @@
-"""The command line: train, check, profile and calibrate a ladder, know what it will do, serve it, show it.
+"""The command line: begin, train, check, profile and calibrate a ladder, know what it will do, serve and watch it.
 
 Commands parse arguments, call the floors below and show what they return; nothing is computed here. Exit codes: 0 done,
 1 a verdict failed, 2 the operator's files or arguments are wrong.
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 MODULES = {
+    "init": "init",
     "train-exits": "train_exits",
     "check": "offline",
     "profile": "offline",
@@ -26,7 +27,10 @@ MODULES = {
     "simulate": "simulate",
     "report": "report",
     "serve": "online",
+    "deploy": "deploy",
     "demo": "online",
+    "top": "top",
+    "key": "key",
     "schema": "offline",
 }
 """Commands in the order of their use, and the module that registers each."""

@@ -12,6 +12,7 @@ from cascade.calibration.artefact import Calibration, ServiceProfile
 from cascade.cli.console import console, print_json, progress_bar, usage_errors, writing
 from cascade.errors import ConfigError
 from cascade.spec import Ladder, json_schema
+from cascade.versions import build_digest, version_digest
 
 SpecPath = Annotated[Path, typer.Argument(help="The ladder's cascade.yaml.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
@@ -34,8 +35,10 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         for index in range(len(ladder.spec.stages)):
             load_chain(ladder, range(index, index + 1))
         problem = _calibration_problem(ladder, digests)
+        build, version = build_digest(ladder, digests), version_digest(ladder, digests)
     if as_json:
-        print_json({"name": ladder.spec.name, "stages": digests, "calibrated": problem is None, "problem": problem})
+        facts = {"name": ladder.spec.name, "stages": digests, "build": build, "version": version}
+        print_json({**facts, "calibrated": problem is None, "problem": problem})
     else:
         table = Table(title=f"{ladder.spec.name} {ladder.spec.version}", title_justify="left")
         for column in ("stage", f"cost ({ladder.spec.cost_unit})", "step", "placement", "base price", "digest"):
@@ -48,6 +51,7 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
             row = (stage.name, f"{stage.cost:,.0f}", step, where, f"{price:.3g}", digests[stage.name][:12])
             table.add_row(*row)
         console.print(table)
+        console.print(f"build {build}, version {version}", highlight=False)
         console.print("spec is valid" + ("; calibration belongs to it" if problem is None else ""))
         if problem is not None:
             console.print(f"[yellow]not ready to serve:[/yellow] {escape(problem)}")

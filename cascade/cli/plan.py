@@ -1,6 +1,7 @@
 """The command that plans: prices, and what comes of them, by arrival rate; and how many replicas a target takes."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -261,10 +262,10 @@ def _show(made: Plan, rate: float | None, rows: str) -> None:
     for column in columns:
         shown.add_column(column, justify="left" if column == "busiest" else "right", no_wrap=True)
     for point in _shown(made, rate):
-        loads = ((load, stage.name) for load, stage in zip(point.utilisation, made.stages, strict=True))
-        load, name = max(loads, key=lambda pair: pair[0])
-        if made.shared_cores is not None:
-            load, name = sum(point.utilisation), "cores"
+        loads: defaultdict[str, float] = defaultdict(float)
+        for part, stage in zip(point.utilisation, made.stages, strict=True):
+            loads["cores" if made.shared_cores is not None else stage.owner or stage.name] += part
+        name, load = max(loads.items(), key=lambda pair: pair[1])
         cells = [
             ("> " if point.rate == rate else "") + f"{point.rate:,.0f}" if point.rate >= 10 else f"{point.rate:g}",
             f"{point.accuracy:.2%}",

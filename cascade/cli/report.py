@@ -32,6 +32,7 @@ from cascade.report.summary import Report, Source
 from cascade.simulation.clients import Clients
 from cascade.simulation.cluster import Cluster
 from cascade.spec import CascadeSpec, Ladder
+from cascade.spec_exits import costs_alone
 
 LOADS = "0.5,1,2,4,6,8,10"
 """Multiples of the rate at which the first stage is full."""
@@ -212,9 +213,13 @@ def _watched(
         return None
     curves = fit_product(fitted, judge_table(fitted, calibration).exits(spec.base_prices))
     hops = [0.0 if stage.placement == "router" else 2 * HOP_S for stage in spec.stages]
-    seconds = [stage.a_s + stage.b_s + hop_s for stage, hop_s in zip(profile.stages, hops, strict=True)]
+    run_s = [stage.a_s + stage.b_s for stage in profile.stages]
+    seconds, alone_s = (
+        [each + hop_s for each, hop_s in zip(times, hops, strict=True)]
+        for times in (run_s, costs_alone(run_s, [stage.resumes for stage in spec.stages]))
+    )
     seen = seen_by_rule(outcomes, calibration, curves)
-    return watch(judge_table(outcomes, calibration), outcomes.labels, seen, spec.base_prices, seconds)
+    return watch(judge_table(outcomes, calibration), outcomes.labels, seen, spec.base_prices, seconds, alone_s)
 
 
 def parse_loads(text: str) -> list[float]:

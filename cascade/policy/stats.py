@@ -22,6 +22,7 @@ class StageCounts:
         idle_joules: the part of it for time in which its devices had nothing to do.
         recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
         steps: steps of thought that those rows took, where the stage's network chooses its depth.
+        poisoned: rows on which it fails, or whose logits are no numbers, where others come back.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -36,6 +37,7 @@ class StageCounts:
     idle_joules: float = 0.0
     recomputed: int = 0
     steps: int = 0
+    poisoned: int = 0
 
 
 @dataclass(slots=True)

@@ -48,7 +48,7 @@ class Anytime:
         rows: rows counted.
         stages: names, cheapest first.
         done_s: by stage, seconds until it has answered a row that waits for nobody.
-        alone_s: by stage, seconds of the stage alone.
+        alone_s: by stage, seconds of the stage alone, with those that it resumes.
         alone: by stage, its own accuracy.
         rules: every rule, in the order of `NAMES`.
     """
@@ -75,6 +75,7 @@ def watch(
     seen: Mapping[str, Seen],
     prices: Sequence[float],
     seconds: Sequence[float],
+    alone_s: Sequence[float],
 ) -> Anytime:
     """Count what is seen of rows that nothing was fitted on.
 
@@ -84,6 +85,7 @@ def watch(
         seen: what is shown of them under each rule.
         prices: [S] prices at which they stop; nothing is loaded.
         seconds: [S] of each stage for one row, its way there and back included.
+        alone_s: [S] the same from the inputs to each stage's answer without any other; more where it resumes others.
     """
     exits = judged.exits(prices)
     every, rows = range(len(judged.stages)), np.arange(judged.rows)
@@ -103,7 +105,7 @@ def watch(
         rows=judged.rows,
         stages=judged.stages,
         done_s=tuple(np.cumsum(seconds).tolist()),
-        alone_s=tuple(float(each) for each in seconds),
+        alone_s=tuple(float(each) for each in alone_s),
         alone=tuple(judged.right.mean(axis=0).tolist()),
         rules=tuple(rules),
     )

@@ -127,15 +127,18 @@ class Degradation:
 def first_full(judged: JudgedTable, capacity: Capacity, base_prices: Sequence[float] | Floats) -> tuple[int, float]:
     """The stage that is full first as load rises with rows walking at the base prices, and the rate at which it is.
 
+    Of stages on the same replicas, which are full together, it is the first.
+
     Args:
         judged: rows like those that will come.
-        capacity: rows a second of each stage; none is shared.
+        capacity: rows a second of each stage.
         base_prices: [S] price of a visit when nothing is scarce.
     """
     visits = judged.walk(unloaded_prices(judged, base_prices)).visits
-    load = visits / capacity.rows_per_s
-    stage = int(load.argmax())
-    return stage, 1.0 / float(load[stage])
+    use, limit = capacity.rows()
+    load = use @ visits / limit
+    scarce = int(load.argmax())
+    return int(np.flatnonzero(use[scarce])[0]), 1.0 / float(load[scarce])
 
 
 def shuffled_rows(rows: int, count: int, seed: SeedSequence) -> NDArray[np.intp]:
@@ -294,7 +297,7 @@ def degradation_figure(found: Degradation) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel(f"offered load, multiples of {found.full_at:,.4g} requests a second")
     axes.set_ylabel("right and in time, % of offered")
-    axes.legend(loc="center right", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
     return figure
 
 

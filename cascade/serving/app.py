@@ -7,13 +7,13 @@ No ``from __future__ import annotations`` here: Serve reads the builder's annota
 pass a plain dict without a word.
 """
 
+import asyncio
 import gc
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
 from cascade.calibration.certificate import Certificate
-from cascade.loading import load_chain
+from cascade.errors import ConfigError
 from cascade.policy.audit import Auditor
 from cascade.policy.policy import Policy
 from cascade.serving import replicas
@@ -35,26 +35,30 @@ from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.first_calls import FirstCalls
+from cascade.serving.gate import Gate
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
-from cascade.serving.http_listener import HttpListener
+from cascade.serving.http_listener import DRAIN_S, HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.peers import ask_all, replica_name
+from cascade.serving.placing import groups, place_here
 from cascade.serving.port_claim import PortClaim
+from cascade.serving.renewal import read_config, read_version
 from cascade.serving.router import Router
 from cascade.serving.service import Service
 from cascade.serving.slow_loop import Control, StagePlaces
 from cascade.serving.stage import ReplicaStage, StageReplica
-from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
+from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.staying import DRAIN_LOOP_S, LONGEST_S, AskAll, Staying, ask_over
 from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder, StageSpec
 from cascade.spec_exits import owners_of
-from cascade.wire.tensors import Datatype
+from cascade.versions import build_digest, group_digest
+from cascade.wire.status import RouterReading
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
-INLINE_LIMIT_S = 0.002
-"""A router-placed stage whose full batch takes longer than this gets a thread of its own, so that the loop stays free."""
 ROUTER_ONGOING = 16384
 """Requests that Serve lets into one router; admission is the policy's business, so Serve's own limit must not bite."""
 
@@ -62,6 +66,9 @@ GC_THRESHOLDS = (10_000, 20, 100)
 """Of Python's garbage collector in a router. Serve freezes what is there at the start, and of what comes after that Python's
 own settings make a full collection every few ten thousand allocations, however many requests are alive: under overload a
 fifth of the event loop's time."""
+
+ONE_MORE = 1
+"""Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
 
 QUIET = LoggingConfig(enable_access_log=False)
 """A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
@@ -87,6 +94,12 @@ class AppArgs(BaseModel):
     where Serve has it. Routers on one node share the port. None for Serve's way alone."""
     listen_grpc: str | None = None
     """The same for gRPC."""
+    build: str | None = None
+    """Digest of the networks, the weights and what else only new replicas take up, as ``cascade check`` prints it: files of
+    another one are refused, and a change of it makes Serve replace the replicas one after the other."""
+    surge: bool = True
+    """Whether a replacement is started before the replica that it replaces is stopped, for which the cluster must have a
+    replica's resources free; else for a stage of one replica there is none in between. GPU stages never do."""
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -97,7 +110,7 @@ def build(args: AppArgs) -> serve.Application:
 
     Raises:
         SpecError: the spec, a weights file or a model factory is wrong.
-        ConfigError: an artefact is missing or malformed.
+        ConfigError: an artefact or the file of keys is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
     return application(args)
@@ -117,11 +130,17 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     ladder = Ladder.read(args.spec)
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
+    Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
+    digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
+    if args.build not in (None, found):
+        raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start)
+        None
+        if spec.stages[group.start].placement == "router"
+        else stage_deployment(ladder, group.start, digests, surge=args.surge)
         for group in groups(spec)
     ]
     router = serve.deployment(
@@ -130,39 +149,46 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
         logging_config=QUIET,
-        graceful_shutdown_timeout_s=spec.deadline.default_s + 1,
+        graceful_shutdown_timeout_s=spec.deadline.default_s + DRAIN_S + 1,
         graceful_shutdown_wait_loop_s=0.1,
+        max_surge_percent=ONE_MORE if args.surge else 0,
     )(serve.ingress()(RouterReplica))  # late-bound: the ASGI app is made in the replica, after its constructor
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
-def groups(spec: CascadeSpec) -> list[range]:
-    """The stages by the processes in which they run: those that run together are one group."""
-    starts = [index for index, stage in enumerate(spec.stages) if stage.placement != "together"]
-    return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
+def stage_deployment(
+    ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
+) -> serve.Application:
+    """Bind the Serve deployment of one stage, and of those that run together with it.
 
-
-def stage_deployment(ladder: Ladder, index: int) -> serve.Application:
-    """Bind the Serve deployment of one stage, and of those that run together with it."""
+    Args:
+        ladder: the ladder.
+        index: which of its stages.
+        digests: digest of each stage by name, which the replicas' files must have; None for whatever they have.
+        surge: see `AppArgs.surge`.
+    """
     spec = ladder.spec
     (group,) = (group for group in groups(spec) if group.start == index)
     stage, routers = spec.stages[index], spec.router.replicas
+    surges = surge and stage.num_gpus == 0
     calls = sum(routers * router_slots(spec.placed[each], routers, 1) for each in group)
     deployment = serve.deployment(
         name=stage.name,
         **stage_replicas(spec, stage),
         # The routers count their own calls. Serve spreads them by the shorter of two queues, which is never exact, and a
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
-        max_ongoing_requests=2 * calls + 1,
+        max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
         logging_config=QUIET,
         request_router_config=ADDRESSED,
-        graceful_shutdown_timeout_s=2.0,
-        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
+        max_surge_percent=ONE_MORE if surges else 0,
     )
+    digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
-        return deployment(StageReplica).bind(ladder, index)
-    return deployment(TogetherReplica).bind(ladder, group)
+        return deployment(StageReplica).bind(ladder, index, digest=digest)
+    return deployment(TogetherReplica).bind(ladder, group, digest=digest)
 
 
 def reserved(stage: StageSpec) -> dict[str, Any]:
@@ -192,8 +218,13 @@ class RouterReplica(GrpcServicer):
         listen: Listen = NOWHERE,
     ) -> None:
         stages: list[StageClient | InlineStage] = []
+        for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
+            replicas.expect(names[0], group_digest(artefacts.digests, names))
+        self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             name = ladder.spec.stages[group.start].name
+            if handle is not None and not ladder.spec.stages[group.start].num_gpus:
+                self._asking[name] = ask_over(handle)
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
@@ -209,6 +240,7 @@ class RouterReplica(GrpcServicer):
         self._make_policy = make_policy
         self._listen = listen
         self._router: Router | None = None
+        self._telemetry: Telemetry | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
@@ -218,51 +250,56 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        limits = self._ladder.spec.limits
+        self._service.name = replica_name()
+        if self._ladder.spec.router.replicas > 1:
+            ingress.status.ask_all = ask_all
         name = self._ladder.spec.name
         resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
         example = self._ladder.example_row()
         ingress.listeners.append(FirstCalls(self._stages, self._names, example, resumes=resumes, thinks=thinks))
+        ingress.beside.append(Staying(self._asking))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
-            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
+            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            max_bytes = self._ladder.spec.limits.max_body_bytes
-            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
+            ingress.listeners.append(
+                GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes, limits.write_s)
+            )
         return ingress
+
+    async def reading(self) -> RouterReading | None:
+        """What this router says of itself; called by another one whom a person asked. None until it has started."""
+        return self._service.reading() if self._service.ready else None
+
+    async def reconfigure(self, user_config: object) -> None:
+        """Decide by another version from the next message on; called by Serve at the start, and when it is given one.
+
+        Never raises: Serve would replace a router that works by one that fails alike. What went wrong is logged and shown.
+        """
+        try:
+            wanted = read_config(user_config).version
+            if wanted != self._artefacts.version:
+                found = await asyncio.to_thread(read_version, self._ladder, self._artefacts, wanted)
+                self._ladder, self._artefacts = found
+                if self._router is not None:
+                    self._service.renew()
+            self._service.problem = ""
+        except ConfigError as error:
+            logger.error(f"version {self._artefacts.version} stays: {error.detail}")
+            self._service.problem = error.detail
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What this router knows of its stages, for the stages' autoscaling; called by Serve now and then."""
         return {} if self._router is None else autoscaling_stats(self._router.slow_loop.readings(self._scaled))
 
     def _make_router(self) -> Router:
+        if self._telemetry is None:
+            self._telemetry = Telemetry(self._names)
         self._router = build_router(
-            self._ladder, self._artefacts, self._stages, telemetry=Telemetry(self._names), make_policy=self._make_policy
+            self._ladder, self._artefacts, self._stages, telemetry=self._telemetry, make_policy=self._make_policy
         )
         return self._router
-
-
-def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
-    """Load a stage into this process, and those that run together with it: each inside the event loop if its full batch is
-    short, else in a thread.
-
-    What one leaves for the next is arrays of this process, which nobody has to keep.
-    """
-    (group,) = (group for group in groups(ladder.spec) if group.start == index)
-    placed: list[StageClient | InlineStage] = []
-    example = ladder.example_row()
-    texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)
-    for each, stage in zip(group, load_chain(ladder, group), strict=True):
-        rows, measured = ladder.spec.stages[each].max_batch_size, profile.stages[each]
-        durations = []
-        for _ in range(5):
-            started = time.perf_counter()
-            stage.warm_up(example, (rows,))
-            durations.append(time.perf_counter() - started)
-        example = dict(stage.run(example).state or {})
-        # Rows of zeros take as long as any, empty BYTES do not: for them what profile saw of real rows counts.
-        full_s = max(min(durations), measured.a_s + measured.b_s * rows if texts else 0.0)
-        placed.append(InlineStage(stage) if full_s < INLINE_LIMIT_S else ThreadStage(stage))
-    return placed
 
 
 def build_router(
@@ -311,6 +348,7 @@ def build_router(
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
+    router.version = artefacts.version
     names = [stage.name for stage in spec.stages]
     router.monitor = Monitor(
         names,
@@ -326,6 +364,6 @@ def build_router(
 
 
 def spec_argument(path: str | Path, http: Address | None = None, grpc: Address | None = None) -> AppArgs:
-    """Arguments for a spec on this machine, and where its routers are to listen."""
+    """Arguments for a spec on this machine, where nothing is replaced while it runs, and where its routers are to listen."""
     listen, listen_grpc = (None if address is None else str(address) for address in (http, grpc))
-    return AppArgs(spec=str(Path(path).resolve()), listen=listen, listen_grpc=listen_grpc)
+    return AppArgs(spec=str(Path(path).resolve()), listen=listen, listen_grpc=listen_grpc, surge=False)

@@ -1,5 +1,6 @@
 """Serve's own way to a replica, with changes: it says which replicas there are, and which one a call went to; it spreads a
-router's own calls evenly, asks all of a small number, and leaves out those that are ejected.
+router's own calls evenly, asks all of a small number, leaves out those that are ejected, and passes over those that have
+other weights than the router knows of.
 
 Where a replica keeps what a later call resumes from, a call may name the one that it must reach.
 
@@ -8,6 +9,8 @@ listening there costs no call.
 """
 
 import random
+from math import inf
+from typing import Any
 
 from ray.serve._private.common import ReplicaID, RequestMetadata, RunningReplicaInfo
 from ray.serve._private.replica_result import ReplicaResult
@@ -15,12 +18,15 @@ from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequ
 from ray.serve._private.request_router.request_router import RequestRouter
 from ray.serve.request_router import PendingRequest, RunningReplica
 
-from cascade.serving.replicas import calls_by_replica, left_out, note, note_sent, tag_of
+from cascade.serving.replicas import DIGEST, Usable, calls_by_replica, left_out, note_sent, tag_of
 
 MOST_ASKED = 8
 """Replicas whose queues are compared. Two random ones, Serve's default, leave one idle beside one that has two batches: a
 router sends few calls, each a whole batch, so chance does not even out. Beyond this many, some idle one is nearly always
 among those drawn."""
+UNAVAILABLE_S = 1.0
+"""No call goes for so long to a replica that one did not reach, where there are others: until Ray has declared a lost node
+dead, for up to ten seconds, its replicas would seem idle, and every call would ask them first."""
 
 
 class NotingReplica(RunningReplica):
@@ -39,22 +45,30 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
     others seemed busier, nothing would go on for this router while that one stalls, nor would it see that the others answer.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._usable = Usable[ReplicaID, RunningReplica](self._deployment_id.name, lambda replica: replica.unique_id)
+        self._unavailable_s: dict[ReplicaID, float] = {}
+
     def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
         """How a replica is sent calls."""
         return NotingReplica(replica_info)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve has a new list of running replicas."""
-        super().update_replicas(replicas)
-        self._note()
+        running = {each.replica_id: (each.replica_metadata.get(DIGEST), each) for each in replicas}
+        super().update_replicas(self._usable.told(running))
+
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """A call did not get through to a replica; Ray has not said that it is dead."""
+        super().on_replica_actor_unavailable(replica_id)
+        self._unavailable_s[replica_id] = self._get_curr_time_s()
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """A call has found that a replica is no more, before Serve has."""
         super().on_replica_actor_died(replica_id)
-        self._note()
-
-    def _note(self) -> None:
-        note(self._deployment_id.name, [tag_of(replica.unique_id) for replica in self._replicas])
+        self._usable.died(replica_id)
+        self._unavailable_s.pop(replica_id, None)
 
     async def choose_replicas(
         self,
@@ -69,11 +83,16 @@ class CountingRouter(PowerOfTwoChoicesRequestRouter):
         # Where nobody else is left, those that are left out are better than nobody.
         candidates = [replica for replica in candidate_replicas if _tag(replica) not in out] if out else []
         candidates = candidates or candidate_replicas
+        candidates = [replica for replica in candidates if self._answers(replica.replica_id)] or candidates
         own = calls_by_replica()
         fewest = min((own[_tag(replica)] for replica in candidates), default=0)
-        candidates = [replica for replica in candidates if own[_tag(replica)] == fewest]
-        count = min(len(candidates), MOST_ASKED)
-        return [random.sample(candidates, count)] if count else []
+        even = [replica for replica in candidates if own[_tag(replica)] == fewest]
+        # Any of them where none of those takes the call, or says at once how many it has.
+        ranks = [even] if len(even) == len(candidates) else [even, candidates]
+        return [random.sample(rank, min(len(rank), MOST_ASKED)) for rank in ranks if rank]
+
+    def _answers(self, replica: ReplicaID) -> bool:
+        return self._get_curr_time_s() >= self._unavailable_s.get(replica, -inf) + UNAVAILABLE_S
 
 
 class AddressedRouter(CountingRouter):

@@ -6,11 +6,13 @@ and the policy's values; no stage, no wire.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from math import inf
+from math import inf, isfinite
 from typing import NamedTuple
 
+from cascade.errors import Overloaded
 from cascade.models.stage import Arrays
 from cascade.policy.anytime import Rule, Shown
+from cascade.policy.commands import Shed
 from cascade.policy.request import Answer, SoFar
 from cascade.serving.states import Kept
 
@@ -171,3 +173,10 @@ class StreamedMessage(Message):
         left_s = self._shown_s + self._gap_s - self._clock()
         if left_s > 0 and not self.done.done():
             await asyncio.wait([self.done], timeout=left_s)
+
+
+def overloaded(shed: Shed) -> Overloaded:
+    """The error that tells a client to come back later. Its sentence is one of few, so that it can be encoded once."""
+    if isfinite(shed.wait_s):
+        return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
+    return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)

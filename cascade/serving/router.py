@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite
+from math import inf
 
 import numpy as np
 
-from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
+from cascade.errors import DeadlineExceeded, StageFailed
 from cascade.models.stage import Arrays, StageResult
 from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
@@ -27,9 +27,11 @@ from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
 from cascade.serving.batches import BatchArrays
 from cascade.serving.lag import LoopLag
-from cascade.serving.messages import Message, Refined, StreamedMessage
+from cascade.serving.messages import Message, Refined, StreamedMessage, overloaded
+from cascade.serving.poison import Wards, readable
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
+from cascade.serving.succession import Present
 from cascade.serving.telemetry import Monitor
 
 logger = logging.getLogger("cascade.router")
@@ -44,6 +46,9 @@ class Router:
         audits: shadow audits; None for none.
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
+        version: of what it decides by, see `cascade.versions`; empty where nobody said.
+        present: the messages that it has.
+        sharing: the routers that share the places of the stages: itself, and while one takes over from another, both.
 
     Args:
         policy: the decisions.
@@ -77,6 +82,7 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
+        self._wards = Wards(clock)
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
         # A batch holds rows of many clients. Made in the context of one of them, its call would carry that client's request
@@ -88,7 +94,10 @@ class Router:
         self.slow_loop = SlowLoop(policy, control, self._carry_out, clock())
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
-        self.requests = {"answered": 0, "refused": 0}
+        self.requests = {"answered": 0, "refused": 0, "cancelled": 0}
+        self.version = ""
+        self.present = Present()
+        self.sharing: list[Router] = [self]
         self._lag: LoopLag | None = None
         self._beside: list[asyncio.Task[None]] = []
 
@@ -98,6 +107,15 @@ class Router:
         self._beside = [self._loop.create_task(self.slow_loop.run(self._clock))]
         if self.monitor is not None:
             self._beside.append(self._loop.create_task(self.monitor.run()))
+
+    def set_prices(self) -> None:
+        """Have the slow loop look now instead of at its next round."""
+        self.slow_loop.step(self._clock())
+
+    def keep_to_itself(self) -> None:
+        """Publish no more figures; prices and replicas go on being looked after."""
+        for publishing in self._beside[1:]:
+            publishing.cancel()
 
     @property
     def lag_s(self) -> float:
@@ -150,7 +168,8 @@ class Router:
         Raises:
             Overloaded: turned away before stage 0.
             DeadlineExceeded: a row had no answer of any stage when its deadline came.
-            StageFailed: the first stage failed twice.
+            UnprocessableRow: the first stage fails on a row, and not on others.
+            StageFailed: the first stage failed on a row again and again, for whatever reason.
         """
         message = Message(inputs, rows, self._loop.create_future())
         walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
@@ -212,7 +231,8 @@ class Router:
         *,
         refine: bool,
     ) -> tuple[Walk, ...]:
-        """Hand a message's rows to the policy; raises Overloaded if they are turned away."""
+        """Hand a message's rows to the policy; raises Overloaded or UnprocessableRow if they are turned away."""
+        self._wards.check(message.inputs, rows)
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
@@ -221,6 +241,7 @@ class Router:
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
             raise overloaded(walks)
+        self.present.come()
         self._schedule_pump()
         return walks
 
@@ -232,6 +253,7 @@ class Router:
             self._arrays.forget(message, range(len(message.answers)))
         message.done.cancel()  # of no consequence once it is done
         message.inputs = {}  # the policy's timers still hold the message until its deadline
+        self.present.go()
 
     async def close(self) -> None:
         """Cancel every call that is under way, and what goes on beside the requests."""
@@ -256,9 +278,15 @@ class Router:
 
     def _pump(self) -> None:
         self._pumping = False
-        now = self._clock()
-        self.slow_loop.forget_stale(now)
-        self._carry_out(self.policy.dispatch(now))
+        self.slow_loop.forget_stale(self._clock())
+        self.dispatch()
+        for other in self.sharing:  # what came free here may be wanted there
+            if other is not self:
+                other.dispatch()
+
+    def dispatch(self) -> None:
+        """Fill the places that are free."""
+        self._carry_out(self.policy.dispatch(self._clock()))
         self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -288,6 +316,8 @@ class Router:
                     self._run(batch)
                 case Expire(message):
                     message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message, places, poisoned=True) if message.inputs:
+                    message.refuse(self._wards.poisoned(message.inputs, places))
                 case Fail(message):
                     message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
@@ -342,8 +372,9 @@ class Router:
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
         expected = (batch.rows, self._classes)
-        if result.logits.shape != expected or not np.isfinite(result.logits).all():
-            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
+        if result.logits.shape != expected:
+            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected {expected}")
+        logits, poisoned = readable(result.logits)
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
         if result.state is not None and self._thinks[batch.stage]:
@@ -354,18 +385,12 @@ class Router:
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
-        judgement = judge(result.logits, earlier)
+        judgement = judge(logits, earlier)
         if self._keeps_evidence:
-            judgement = replace(judgement, evidence=result.logits)
-        return self.policy.completed(self._clock(), batch, judgement, result.run_s)
+            judgement = replace(judgement, evidence=logits)
+        return self.policy.completed(self._clock(), batch, judgement, result.run_s, poisoned)
 
     def _failed(self, batch: Batch) -> list[Command]:
-        logger.warning("stage %d failed, attempt %d", batch.stage, batch.attempt, exc_info=True)
+        first = batch.attempt == 1  # the tracebacks of its parts would say the same
+        logger.warning("stage %d failed on %d rows, attempt %d", batch.stage, batch.rows, batch.attempt, exc_info=first)
         return self.policy.failed(self._clock(), batch)
-
-
-def overloaded(shed: Shed) -> Overloaded:
-    """The error that tells a client to come back later. Its sentence is one of few, so that it can be encoded once."""
-    if isfinite(shed.wait_s):
-        return Overloaded("the first stage would begin too late for the request's deadline", shed.retry_after_s, shed.hold_s)
-    return Overloaded("the first stage is out", shed.retry_after_s, shed.hold_s)

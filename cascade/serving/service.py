@@ -9,34 +9,31 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import NamedTuple, TypedDict, TypeVar
 
-import numpy as np
-
 from cascade.errors import NotReady, Overloaded, UnknownModel
-from cascade.policy.gain import Floats, Judgement
-from cascade.policy.request import Answer, ExitReason
+from cascade.policy.request import Answer
+from cascade.serving.answers import (
+    BatchRows,
+    by_batch,
+    least_confidence,
+    output_array,
+    probabilities_of,
+    recalled_rows,
+    worst_of,
+)
+from cascade.serving.gate import Gate
 from cascade.serving.router import Router
+from cascade.serving.succession import retire, take_over
 from cascade.spec import Ladder
 from cascade.wire import metadata
-from cascade.wire.http import HeaderFacts, Provenance, priority_of, time_limit_s
+from cascade.wire.http import HeaderFacts, Provenance, priority_of, tenant_of, time_limit_s
 from cascade.wire.oip import InferRequest, Limits, Signature
 from cascade.wire.parameters import Parameter
+from cascade.wire.status import RouterReading
 from cascade.wire.tensors import Array, Datatype, TensorSpec
 
 Reply = TypeVar("Reply")
 
 PLATFORM = "cascade_ladder"
-_WORST_FIRST = (
-    ExitReason.FAILURE,
-    ExitReason.DEADLINE,
-    ExitReason.EVICTED,
-    ExitReason.PRICE,
-    ExitReason.BUDGET,
-    ExitReason.SATISFIED,
-    ExitReason.LAST_STAGE,
-    ExitReason.CONFIDENT,
-)
-RANK = {reason: rank for rank, reason in enumerate(_WORST_FIRST)}
-"""Which reason a message of several rows reports: the one that an operator would most want to know of."""
 
 
 class Asked(TypedDict):
@@ -63,20 +60,6 @@ class Answered(NamedTuple):
     provenance: Provenance
 
 
-class BatchRows(NamedTuple):
-    """The rows of a message that left it from one batch.
-
-    Attributes:
-        judgement: of that batch.
-        rows: their rows in it.
-        places: their places in the message.
-    """
-
-    judgement: Judgement
-    rows: list[int]
-    places: list[int]
-
-
 class Service:
     """The service of one router process.
 
@@ -85,10 +68,16 @@ class Service:
         signature: what clients may send, and what comes back.
         limits: how far a message may go.
         stage_names: cheapest stage first.
+        gate: who is let in, and how many requests of one client at a time.
+        name: of this router process, among those of the ladder.
+        problem: why this router has not taken a newer version up; empty if nothing is wrong.
 
     Args:
         ladder: the ladder.
         make_router: makes the router; called by `start`.
+
+    Raises:
+        ConfigError: the spec asks for keys and their file cannot be used.
     """
 
     def __init__(self, ladder: Ladder, make_router: Callable[[], Router]) -> None:
@@ -96,8 +85,12 @@ class Service:
         self.signature = signature_of(ladder)
         self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
         self.stage_names = [stage.name for stage in self.spec.stages]
+        self.gate = Gate.of(ladder)
+        self.name = "router"
+        self.problem = ""
         self._make_router = make_router
         self._router: Router | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._success_ns = 0
         self._last_inference_ms = 0
 
@@ -106,8 +99,21 @@ class Service:
         self._router = self._make_router()
         self._router.start()
 
+    def renew(self) -> None:
+        """Make another router, for the messages that come from now on; those under way end with the one that has them."""
+        before, after = self.router, self._make_router()
+        take_over(after, before)
+        after.start()
+        self._router = after
+        retiring = asyncio.get_running_loop().create_task(retire(before))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
     async def close(self) -> None:
-        """Stop the router."""
+        """Stop the router, and those whose messages have not ended."""
+        for retiring in [*self._retiring]:
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         if self._router is not None:
             await self._router.close()
 
@@ -173,6 +179,9 @@ class Service:
         except Exception:
             router.requests["refused"] += 1
             raise
+        except asyncio.CancelledError:
+            router.requests["cancelled"] += 1
+            raise
         self.count_answered(router, started_ns)
         return reply
 
@@ -187,13 +196,18 @@ class Service:
         self._success_ns += time.perf_counter_ns() - started_ns
         self._last_inference_ms = time.time_ns() // 1_000_000
 
+    def count_refused(self) -> None:
+        """Count an inference request that was refused before it came to `infer`."""
+        if self._router is not None:
+            self._router.requests["refused"] += 1
+
     def door(self, router: Router, facts: HeaderFacts) -> None:
         """Turn a message away on what is known before it is read; raises Overloaded then."""
         deadline, admission = self.spec.deadline, self.spec.admission
         # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
         limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
         priority = priority_of(facts, None, admission.priorities, admission.default_priority)
-        router.door(1, limit_s, priority, facts.tenant or "")
+        router.door(1, limit_s, priority, tenant_of(facts, None))
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
         answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
@@ -218,7 +232,7 @@ class Service:
             "budget_s": time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
             "priority": priority_of(facts, request.priority, admission.priorities, admission.default_priority),
             "max_cost": inf if request.max_cost is None else request.max_cost,
-            "tenant": request.tenant or facts.tenant or "",
+            "tenant": tenant_of(facts, request.tenant),
             "min_confidence": inf if request.min_confidence is None else request.min_confidence,
         }
 
@@ -242,6 +256,8 @@ class Service:
             "cascade_cost": sum([answer.cost for answer in answers]),
             "cascade_price": prices[worst.stage + 1] if worst.stage + 1 < len(prices) else 0.0,
         }
+        if router.version:
+            parameters["cascade_version"] = router.version
         if router.monitor is not None and router.monitor.certified_loss is not None:
             parameters["cascade_certified_loss"] = round(router.monitor.certified_loss, 6)
         if len(answers) > 1:
@@ -262,6 +278,17 @@ class Service:
         """The live figures under the name by which documents hold them; empty where nobody keeps them."""
         monitor = self.router.monitor
         return {} if monitor is None else {"live": monitor.read().document()}
+
+    def reading(self) -> RouterReading:
+        """What this router says of itself to people.
+
+        Raises:
+            NotReady: it has not started yet, or keeps no figures.
+        """
+        monitor = self.router.monitor
+        if monitor is None:
+            raise NotReady("nobody keeps figures of this router")
+        return RouterReading(self.name, self.router.version, monitor.read(), self.problem)
 
     def statistics(self) -> list[metadata.ModelStatistics]:
         """Counters of the cascade, and of each stage."""
@@ -304,53 +331,6 @@ def signature_of(ladder: Ladder) -> Signature:
         TensorSpec("probabilities", Datatype.FP32, (len(spec.labels),)),
     )
     return Signature(spec.name, spec.version, tuple(field.tensor for field in spec.inputs), outputs)
-
-
-def by_batch(answers: list[Answer]) -> list[BatchRows]:
-    """The rows of a message by the batch that they left from, which are few: arrays are read once for each batch."""
-    found: dict[int, BatchRows] = {}
-    for place, answer in enumerate(answers):
-        judgement = answer.judgement
-        batch = found.get(id(judgement))
-        if batch is None:
-            batch = found[id(judgement)] = BatchRows(judgement, [], [])
-        batch.rows.append(answer.row)
-        batch.places.append(place)
-    return list(found.values())
-
-
-def worst_of(answers: list[Answer]) -> Answer:
-    """The answer that speaks for a message: the most degraded, then the one from the dearest stage."""
-    if len(answers) == 1:
-        return answers[0]
-    kinds = {(answer.reason, answer.stage): answer for answer in reversed(answers)}  # of each kind the first
-    return min(kinds.values(), key=lambda answer: (RANK[answer.reason], -answer.stage))
-
-
-def probabilities_of(batches: list[BatchRows]) -> Floats:
-    """Class probabilities of each row of a message, [rows, classes]."""
-    judged = batches[0].judgement.probabilities
-    if len(batches) == 1:
-        return judged[batches[0].rows]
-    together = np.empty((sum([len(batch.rows) for batch in batches]), judged.shape[1]))
-    for judgement, rows, places in batches:
-        together[places] = judgement.probabilities[rows]
-    return together
-
-
-def least_confidence(batches: list[BatchRows]) -> float:
-    """Calibrated probability that the least certain row of a message is answered right."""
-    return min([float(judgement.p_correct[rows].min()) for judgement, rows, _ in batches])
-
-
-def recalled_rows(batches: list[BatchRows]) -> int:
-    """How many rows of a message were given an earlier stage's answer by the stage that they stopped at."""
-    return sum([int(each.recalled[rows].sum()) for each, rows, _ in batches if each.recalled is not None])
-
-
-def output_array(spec: TensorSpec, probabilities: Floats) -> Array:
-    """One output of every row, from the probabilities of all classes."""
-    return probabilities.argmax(axis=1) if spec.name == "label" else probabilities.astype(np.float32)
 
 
 async def hold_back(error: Exception) -> None:

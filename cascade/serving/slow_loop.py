@@ -103,6 +103,13 @@ class SlowLoop:
         self._seen = (0, 0)
         self._turned_away = 0.0
 
+    def take_over(self, before: "SlowLoop") -> None:
+        """Go on with what another one has measured, of the same stages and classes."""
+        self._meters = before._meters
+        self.replicas = list(before.replicas)
+        self._seen = before._seen
+        self._turned_away = before._turned_away
+
     def arrived(self, now: float, priority: int, rows: int) -> None:
         """Rows came to the door, whether they were let in or not."""
         self._meters[min(priority, len(self._meters)) - 1].add(now, rows)
@@ -225,6 +232,6 @@ class SlowLoop:
     def _set_replicas(self, stage: int, count: int) -> None:
         logger.info("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
         self.replicas[stage] = count
+        # Also where the places are as many already: another policy may share them, and each has a queue of its own.
         slots = self._places[stage].slots(count) if count else 0
-        if slots != self._policy.capacities[stage].slots:
-            self._carry_out(self._policy.set_slots(stage, slots))
+        self._carry_out(self._policy.set_slots(stage, slots))

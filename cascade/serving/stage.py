@@ -12,7 +12,9 @@ from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
 from cascade.serving.calls import Calls
 from cascade.serving.passes import Passes
+from cascade.serving.replicas import DIGEST
 from cascade.spec import Ladder
+from cascade.versions import check_digest
 
 
 class StageReplica:
@@ -22,9 +24,14 @@ class StageReplica:
         ladder: the ladder.
         index: which of its stages.
         device: where it runs; None for what `load_network` chooses.
+        digest: what its outputs must depend on; None for whatever the files hold now.
+
+    Raises:
+        ConfigError: the files hold something else by now.
     """
 
-    def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
+    def __init__(self, ladder: Ladder, index: int, device: Device | None = None, digest: str | None = None) -> None:
+        self._digest = check_digest(ladder, range(index, index + 1), digest)
         stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None
@@ -57,6 +64,14 @@ class StageReplica:
         result = await asyncio.wrap_future(self._passes.submit(inputs))
         energy = result.energy
         return result.logits, result.run_s, None if energy is None else (energy.joules, energy.idle_joules), result.state
+
+    async def stay(self, seconds: float) -> None:
+        """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""
+        await asyncio.sleep(seconds)
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """What routers are to know of this replica; asked for by Serve once, when it has started."""
+        return {DIGEST: self._digest}
 
     def check_health(self) -> None:
         """Called by Serve now and then; raises where only another process can help."""

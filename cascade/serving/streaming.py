@@ -5,6 +5,7 @@ encodings. An event holds all rows of its message. The first leaves when every r
 as it was.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 
 from cascade.policy.gain import Floats
 from cascade.policy.request import Answer, SoFar
+from cascade.serving.answers import by_batch, output_array, worst_of
 from cascade.serving.messages import Refined, RowState
 from cascade.serving.router import Router
-from cascade.serving.service import Service, by_batch, output_array, worst_of
+from cascade.serving.service import Service
 from cascade.wire.http import HeaderFacts
 from cascade.wire.oip import InferRequest
 from cascade.wire.parameters import Parameter
@@ -77,6 +79,9 @@ async def stream(
     except Exception:
         router.requests["refused"] += 1
         raise
+    except (asyncio.CancelledError, GeneratorExit):
+        router.requests["cancelled"] += 1
+        raise
     service.count_answered(router, started_ns)
 
 
@@ -116,11 +121,14 @@ class _Told:
     def _of_waiting(self, rows: list[RowState]) -> dict[str, Parameter]:
         # How and why a row left can only be said once it has; until then, how far the slowest has come.
         stage = min(state.answer.stage for state in rows if isinstance(state.answer, SoFar))
-        return {
+        parameters: dict[str, Parameter] = {
             "cascade_stage": self._service.stage_names[stage],
             "cascade_cost": sum(state.answer.cost for state in rows),
             "cascade_price": self._router.policy.prices[stage + 1],
         }
+        if self._router.version:
+            parameters["cascade_version"] = self._router.version
+        return parameters
 
     def _certify(self, parameters: dict[str, Parameter], rows: list[RowState]) -> None:
         """Bound the loss of whoever takes what is shown here for the answer; nothing is said where nothing is known."""

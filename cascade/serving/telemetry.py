@@ -2,8 +2,7 @@
 
 Knows Serve's metrics by their methods. Nothing here is called for a request or a batch: an increment costs microseconds, so
 counters are moved on once a second by what `Counts` grew, and the cost does not depend on the load. Means over any time
-follow from two counters, as ``rate(cascade_stage_rows_total) / rate(cascade_stage_batches_total)``; Serve itself exports
-histograms of request durations.
+follow from two counters, as ``rate(cascade_stage_rows_total) / rate(cascade_stage_batches_total)``; Serve has histograms.
 """
 
 import asyncio
@@ -55,7 +54,7 @@ def _gauge(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
 
 STAGE, CLASS, OUTCOME = ("stage",), ("priority",), ("outcome",)
 
-REQUESTS = _counter("cascade_requests_total", "requests", OUTCOME, "inference requests that were answered or refused")
+REQUESTS = _counter("cascade_requests_total", "requests", OUTCOME, "inference requests by what became of them")
 ROWS = _counter("cascade_rows_total", "rows", OUTCOME, "rows answered, shed, expired, failed or cancelled")
 ANSWERS = _counter("cascade_answers_total", "rows", ("stage", "reason"), "rows answered, by stage and exit reason")
 DEGRADED_ROWS = _counter(
@@ -309,6 +308,7 @@ def live_statistics(
         stages=by_stage,
         degraded=recent.degraded,
         shed_per_s=recent.shed_per_s,
+        answered_per_s=recent.answered_per_s,
         expired_per_s=recent.expired_per_s,
         cost=recent.cost,
         joules=recent.joules,
@@ -334,6 +334,7 @@ class Monitor:
     Attributes:
         certified_loss: bound of the accuracy lost, as of the last publication; None without a certificate.
         certified_stops: the same where rows stop at each of the stages at the latest.
+        window: of what happened lately.
 
     Args:
         stages: their names, cheapest first.
@@ -366,7 +367,7 @@ class Monitor:
         self._audits = audits
         self._telemetry = telemetry
         self._requests = requests
-        self._window = Window(clock(), policy.counts)
+        self.window = Window(clock(), policy.counts)
         self._early = 0.0
         self.certified_loss = plan.certified_loss(0.0)
         self.certified_stops = plan.certified_stops(0.0)
@@ -374,7 +375,7 @@ class Monitor:
     def read(self) -> LiveStatistics:
         """The live figures now."""
         now = self._clock()
-        recent = self._window.read(now, self._policy.counts)
+        recent = self.window.read(now, self._policy.counts)
         self._early = recent.cut_short or 0.0
         estimate = None if self._audits is None else self._audits.auditor.estimate(now)
         return live_statistics(now, self._stages, self._policy, self._plan, recent, estimate, self._lag())

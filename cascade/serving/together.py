@@ -28,9 +28,10 @@ from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
 from cascade.serving.calls import Calls
 from cascade.serving.passes import Passes, Turns
-from cascade.serving.replicas import tag_of
+from cascade.serving.replicas import DIGEST, tag_of
 from cascade.serving.states import Again
 from cascade.spec import Ladder
+from cascade.versions import check_digest
 
 TICKET = "ticket"
 """Name of the only array in a state that is kept elsewhere: int64 [rows, 2], the replica's tag and the slot there."""
@@ -69,9 +70,18 @@ class TogetherReplica:
         stages: which of its stages; each resumes the one before.
         device: where it runs; None for what `load_chain` chooses.
         tag: its own in tickets; None for what follows from its name in Serve.
+        digest: see `StageReplica`.
     """
 
-    def __init__(self, ladder: Ladder, stages: range, device: Device | None = None, tag: int | None = None) -> None:
+    def __init__(
+        self,
+        ladder: Ladder,
+        stages: range,
+        device: Device | None = None,
+        tag: int | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self._digest = check_digest(ladder, stages, digest)
         self._networks = dict(zip(stages, load_chain(ladder, stages, device=device, meter=True), strict=True))
         self._first = stages.start
         self._tag = tag_of(serve.get_replica_context().replica_id.unique_id) if tag is None else tag
@@ -139,6 +149,14 @@ class TogetherReplica:
     async def free(self, freed: Slots, to: int) -> None:  # noqa: ARG002
         """These slots are not wanted any more."""
         self._kept.free(freed)
+
+    async def stay(self, seconds: float) -> None:
+        """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""
+        await asyncio.sleep(seconds)
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """What routers are to know of this replica; asked for by Serve once, when it has started."""
+        return {DIGEST: self._digest}
 
     def check_health(self) -> None:
         """Called by Serve now and then; raises where only another process can help."""

@@ -85,6 +85,7 @@ class LiveStatistics:
         stages: by name, cheapest first.
         degraded: share of the window's answered rows that the unloaded rule would have sent on.
         shed_per_s: rows a second turned away at the door, in the window.
+        answered_per_s: rows a second that were answered, in the window.
         expired_per_s: rows a second that no stage answered in time, in the window.
         cost: mean cost of the window's answered rows, in the ladder's cost unit.
         joules: mean energy of the window's answered rows, of the stages that measure theirs; None if none does.
@@ -103,6 +104,7 @@ class LiveStatistics:
     stages: Mapping[str, StageLive]
     degraded: Figure
     shed_per_s: Figure
+    answered_per_s: Figure = None
     expired_per_s: Figure = None
     cost: Figure = None
     joules: Figure = None
@@ -136,6 +138,7 @@ class LiveStatistics:
             "depth": {name: _finite(stage.depth) for name, stage in stages.items()},
             "idle_energy": {name: _finite(stage.idle_energy) for name, stage in stages.items()},
             "shed_per_s": _finite(self.shed_per_s),
+            "answered_per_s": _finite(self.answered_per_s),
             "expired_per_s": _finite(self.expired_per_s),
             "cost": _finite(self.cost),
             "joules": _finite(self.joules),

@@ -19,6 +19,8 @@ class RouteKind(StrEnum):
     SERVER_READY = "server_ready"
     MODEL_LIST = "model_list"
     SERVER_STATISTICS = "server_statistics"
+    STATUS_PAGE = "status_page"
+    STATUS_FIGURES = "status_figures"
     REPOSITORY_INDEX = "repository_index"
     MODEL_METADATA = "model_metadata"
     MODEL_READY = "model_ready"
@@ -53,6 +55,8 @@ _SERVER_ROUTES: Final[Mapping[tuple[str, ...], tuple[RouteKind, tuple[str, ...]]
     ("v2", "health", "ready"): (RouteKind.SERVER_READY, _GET),
     ("v2", "models"): (RouteKind.MODEL_LIST, _GET),
     ("v2", "models", "stats"): (RouteKind.SERVER_STATISTICS, _GET),
+    ("status",): (RouteKind.STATUS_PAGE, _GET),
+    ("status", "figures"): (RouteKind.STATUS_FIGURES, _GET),
     ("v2", "repository", "index"): (RouteKind.REPOSITORY_INDEX, _POST),
 }
 

@@ -120,6 +120,12 @@ def test_limits_need_a_capacity_for_each_stage():
         Limits(TABLE, ROWS_PER_S, stage0_rate=0.0, unit_rate=UNIT)
 
 
+def test_stages_that_share_replicas_allow_less_than_each_alone(bounds):
+    shared = Limits(TABLE, ROWS_PER_S, stage0_rate=STAGE0, unit_rate=UNIT, together=((1, 2),))
+    assert shared.best(2 * UNIT) < bounds.best(2 * UNIT)
+    assert shared.floor(2 * UNIT) == bounds.floor(2 * UNIT)
+
+
 def test_the_way_to_stage_0_limits_it_too(bounds):
     assert bounds.floor(2 * STAGE0) == pytest.approx(TABLE.served[:, 0].mean() / 2)
 

@@ -11,7 +11,16 @@ import pytest
 from cascade.calibration.artefact import StageService
 from cascade.errors import ConfigError
 from cascade.spec import StageSpec
-from loadtests.measure_capacity import Counters, Measured, Window, capacity_of, counters_of, reaching, summarise
+from loadtests.measure_capacity import (
+    Counters,
+    Measured,
+    Window,
+    capacity_of,
+    counters_of,
+    reaching,
+    shared_capacity,
+    summarise,
+)
 from loadtests.scenarios import SCENARIOS
 from loadtests.series import BASELINE_SET, SETS, Job, Means, Series, carry_out, exit_code, scenarios_by_system
 from loadtests.servers import command, shares
@@ -200,6 +209,29 @@ def test_a_stage_that_did_nothing_is_an_error():
         capacity_of(Counters(0, 0, 0.0), 10.0, STAGE, PROFILED)
 
 
+def profiled(name: str, b_s: float) -> StageService:
+    return StageService.model_validate({"name": name, "digest": "-", "a_s": 0.04, "b_s": b_s, "measured": ()})
+
+
+SHARING = ([STAGE, STAGE], [profiled("first", 0.01), profiled("top", 0.04)])
+"""Two stages on the two replicas of one: 20 and 50 ms a row at full batches of 4."""
+
+
+def test_stages_that_share_replicas_could_each_do_what_their_work_together_leaves_time_for():
+    # In 10 s 400 rows went through both, 8 and 20 s of profiled work: alone, either could have done 28 s of its own.
+    done = [Counters(100, 400, 20.0), Counters(100, 400, 20.0)]
+    first, occupancy = shared_capacity(done, 10.0, *SHARING, 0)
+    top, _ = shared_capacity(done, 10.0, *SHARING, 1)
+    assert (first, top, occupancy) == pytest.approx((140.0, 56.0, 1.0))
+
+
+def test_the_occupancy_of_shared_replicas_is_of_all_calls_by_the_places_of_one_stage():
+    done = [Counters(10, 40, 3.0), Counters(10, 40, 5.0)]
+    assert shared_capacity(done, 10.0, *SHARING, 1)[1] == pytest.approx(8 / 40)
+    with pytest.raises(ConfigError, match="top"):
+        shared_capacity([Counters(1, 1, 1.0), Counters(0, 0, 0.0)], 10.0, *SHARING, 1)
+
+
 def test_counters_are_read_from_the_statistics_of_the_server():
     entry = {
         "name": "m.b",
@@ -232,6 +264,14 @@ def test_repeats_are_summarised_by_their_median_and_spread():
     assert measured.spread == pytest.approx({"first": 30 / 500, "top": 4 / 42})
     assert measured.saturated
     assert not summarise([*WINDOWS, window("top", 40, 40, occupancy=0.5)], ["first", "top"]).saturated
+
+
+def test_the_top_of_shared_replicas_can_do_what_these_can_for_rows_that_visit_all_their_stages():
+    measured = summarise(
+        [window("zero", 900, 500), window("first", 140, 40), window("top", 56, 40)], ["zero", "first", "top"], (1, 2)
+    )
+    assert measured.unit_rate == pytest.approx(40.0)
+    assert measured.rows_per_s == {"zero": 900, "first": 140, "top": 56}
 
 
 def test_a_stage_that_no_row_leaves_at_is_kept_busy_by_rows_that_pass_it():

@@ -13,6 +13,8 @@ from cascade.report.anytime_section import anytime
 from cascade.report.style import pyplot
 
 PRICES, SECONDS = (0.0, 0.02, 0.05), (0.001, 0.004, 0.02)
+ALONE = (0.001, 0.005, 0.025)
+"""As if each resumed the one before."""
 
 
 def noisy(rows: int, seed: int) -> OutcomeTable:
@@ -41,13 +43,14 @@ def case():
 @pytest.fixture(scope="module")
 def found(case):
     judged, labels, seen = case
-    return watch(judged, labels, seen, PRICES, SECONDS)
+    return watch(judged, labels, seen, PRICES, SECONDS, ALONE)
 
 
 def test_answers_by_time_are_those_of_the_stages_that_are_done_by_then(case, found) -> None:
     judged, _, _ = case
     plain = found.rules[0]
     assert found.done_s == pytest.approx((0.001, 0.005, 0.025))
+    assert found.alone_s == ALONE
     assert plain.accuracy[0] == judged.served[:, 0].mean()
     assert plain.accuracy[-1] == judged.walk(PRICES).accuracy
     assert plain.accuracy[0] < plain.accuracy[1] < plain.accuracy[2]

@@ -1,5 +1,7 @@
 """Loads simulated beside the fluid limits: where degradation begins, how much of the limit is reached, what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,14 @@ def test_the_stage_that_is_full_first_is_the_one_with_most_visits_for_its_capaci
     assert stage == 2
     assert rate * visits[2] == pytest.approx(machines().rows_per_s[2])
     assert (rate * visits[:2] < machines().rows_per_s[:2]).all()
+
+
+def test_stages_on_the_same_replicas_are_full_together() -> None:
+    table = difficulty_ladder()
+    alone, capacity = table.walk(BASE).visits, machines().rows_per_s
+    stage, rate = first_full(table, replace(machines(), together=((1, 2),)), BASE)
+    assert stage == 1
+    assert rate == pytest.approx(1 / (alone[1] / capacity[1] + alone[2] / capacity[2]))
 
 
 def test_every_row_comes_equally_often() -> None:

@@ -20,9 +20,10 @@ from cascade.models.fake_device import FakeDevice
 from cascade.models.stage import StageResult
 from cascade.rows import read_rows
 from cascade.serving.address import NOWHERE
-from cascade.serving.app import INLINE_LIMIT_S, AppArgs, RouterReplica, build, place_here, spec_argument
+from cascade.serving.app import AppArgs, RouterReplica, build, spec_argument
 from cascade.serving.environment import CALLS, FAST_PATH, GRPC, apply_local, free_port, slow_path_warning
 from cascade.serving.local import cpus_needed, custom_resources, require_free, require_gpus, running
+from cascade.serving.placing import INLINE_LIMIT_S, place_here
 from cascade.serving.stage import ReplicaStage, StageReplica
 from cascade.serving.stage_client import InlineStage, ThreadStage
 from cascade.spec import Ladder, parse_spec

@@ -1,11 +1,18 @@
 """How handles choose a replica: all of a few are compared, a sample of many, those left out never; what is taken down."""
 
+import time
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
 from cascade.serving import replicas
-from cascade.serving.counting import MOST_ASKED, AddressedRouter, CountingRouter
+from cascade.serving.counting import MOST_ASKED, UNAVAILABLE_S, AddressedRouter, CountingRouter
+
+
+class Id(NamedTuple):
+    unique_id: str
+
 
 DEPLOYMENT = "a stage of this test"
 
@@ -13,11 +20,13 @@ DEPLOYMENT = "a stage of this test"
 def router(kind=CountingRouter):
     made = kind.__new__(kind)  # choosing needs nothing else of what Serve sets up
     made._deployment_id = SimpleNamespace(name=DEPLOYMENT)
+    made._unavailable_s = {}
+    made._get_curr_time_s = time.monotonic
     return made
 
 
 def some(count):
-    return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=f"replica {number}")) for number in range(count)]
+    return [SimpleNamespace(replica_id=Id(f"replica {number}")) for number in range(count)]
 
 
 def tag(replica):
@@ -76,13 +85,29 @@ async def test_a_router_spreads_its_own_calls_evenly():
         replicas.follow(number)
         replicas.note_sent(number, tag(replica))
     try:
-        assert [await router().choose_replicas(few) for _ in range(20)] == [[[few[2]]]] * 20
+        for _ in range(20):
+            first, then = await router().choose_replicas(few)
+            assert first == [few[2]]
+            assert len(then) == 3
         replicas.ended(-1)
-        (asked,) = await router().choose_replicas(few)
-        assert {tag(each) for each in asked} == {tag(few[0]), tag(few[2])}
+        first, _ = await router().choose_replicas(few)
+        assert {tag(each) for each in first} == {tag(few[0]), tag(few[2])}
     finally:
         replicas.ended(-1)
         replicas.ended(-2)
+
+
+async def test_a_replica_that_a_call_did_not_reach_is_passed_over_for_a_while():
+    one, two = few = some(2)
+    made = router()
+    made._get_curr_time_s = lambda: now
+    now = 10.0
+    made._unavailable_s = {one.replica_id: now}
+    assert await made.choose_replicas(few) == [[two]]
+    assert await made.choose_replicas([one]) == [[one]]
+    now += UNAVAILABLE_S
+    (asked,) = await made.choose_replicas(few)
+    assert len(asked) == 2
 
 
 async def test_a_call_whose_replica_is_gone_goes_to_any():

@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
@@ -172,6 +174,27 @@ async def test_routers_on_one_machine_share_a_port():
             writer.close()
 
 
+def test_clients_that_come_at_once_are_let_in_several_a_turn_of_the_loop():
+    clients = 160
+
+    async def turns_until_all_are_in() -> int:
+        async with opened(echo) as (door, port):
+            knocking = [socket.socket() for _ in range(clients)]
+            for client in knocking:
+                client.setblocking(False)
+                client.connect_ex((HOST, port))
+            turns = 0
+            while len(door._server.server_state.connections) < clients and turns < 10 * clients:
+                await asyncio.sleep(0)
+                turns += 1
+            for client in knocking:
+                client.close()
+            return turns
+
+    # uvloop, as in a replica of Serve, lets one in for each socket and turn.
+    assert uvloop.run(turns_until_all_are_in()) < clients / 2
+
+
 async def test_a_port_that_somebody_else_has_is_refused_by_name():
     async with await asyncio.start_server(lambda *_: None, HOST, 0) as taken:
         port = taken.sockets[0].getsockname()[1]
@@ -204,3 +227,34 @@ def test_an_address_is_a_host_and_a_port(text, address):
 def test_anything_else_is_no_address(text):
     with pytest.raises(ConfigError, match="host:port"):
         Address.parse(text)
+
+
+async def test_during_a_close_each_answer_is_the_last_on_its_connection():
+    waiting = Waiting()
+    async with opened(waiting) as (door, port):
+        reader, writer = await ask(port)
+        await waiting.came.wait()
+        closing = asyncio.ensure_future(door.close())
+        await asyncio.sleep(0)
+        waiting.go.set()
+        head, body = await answer(reader)
+        assert body == b"late"
+        assert b"connection: close" in head.lower()
+        assert await reader.read() == b"", "and then it is closed"
+        await closing
+        writer.close()
+
+
+async def test_a_client_may_send_once_more_on_its_connection_while_the_door_closes():
+    async with opened(echo) as (door, port):
+        reader, writer = await ask(port, b"before")
+        head, _ = await answer(reader)
+        assert b"connection: close" not in head.lower()
+        closing = asyncio.ensure_future(door.close())
+        await asyncio.sleep(0)
+        writer.write(b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nafter")
+        head, body = await answer(reader)
+        assert body.endswith(b"after")
+        assert b"connection: close" in head.lower()
+        await closing
+        writer.close()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -236,8 +237,12 @@ def test_a_pass_that_fills_up_while_others_wake_leaves_nobody_waiting_for_the_ot
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
+class Id(NamedTuple):
+    unique_id: str
+
+
 def candidates(*names: str):
-    return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in names]
+    return [SimpleNamespace(replica_id=Id(name)) for name in names]
 
 
 def pending(**kwargs):
@@ -247,6 +252,8 @@ def pending(**kwargs):
 async def test_a_call_with_an_address_goes_to_that_replica_alone_while_it_is_there():
     router = AddressedRouter.__new__(AddressedRouter)
     router._deployment_id = SimpleNamespace(name="first")
+    router._unavailable_s = {}
+    router._get_curr_time_s = time.monotonic
     few = candidates("a", "b", "c")
     asked = pending(to=tag_of("b"))
     assert await router.choose_replicas(few, asked) == [[few[1]]]
