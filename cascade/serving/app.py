@@ -71,10 +71,8 @@ fifth of the event loop's time."""
 ONE_MORE = 1
 """Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
 
-COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
-"""How handles choose a replica: as by default, while taking down how many there are."""
 ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
-"""The same, where a call may name the replica that it must reach."""
+"""How handles choose a replica: the one that the call names, else of those that are not left out the one with the fewest."""
 
 
 MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
@@ -174,8 +172,7 @@ def stage_deployment(ladder: Ladder, index: int, *, surge: bool = False) -> serv
         max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
         logging_config=logging_config(spec),
-        # The only replica there ever is needs no address.
-        request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
+        request_router_config=ADDRESSED,
         graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
         max_surge_percent=ONE_MORE if surges else 0,
@@ -217,14 +214,15 @@ class RouterReplica(GrpcServicer):
             replicas.expect(ladder.spec.stages[group.start].name, group_digest(ladder, group))
         self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            name = ladder.spec.stages[group.start].name
             if handle is not None and not ladder.spec.stages[group.start].num_gpus:
-                self._asking[ladder.spec.stages[group.start].name] = ask_over(handle)
+                self._asking[name] = ask_over(handle)
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
-                stages.append(ReplicaStage(handle))
+                stages.append(ReplicaStage(handle, name))
             else:
-                shared = TogetherHandle(handle)
+                shared = TogetherHandle(handle, name)
                 stages += [TogetherStage(shared, index) for index in group]
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder

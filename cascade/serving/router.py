@@ -8,6 +8,7 @@ the fakes of a test.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -92,6 +93,9 @@ class Router:
         self._troubles = Troubles(names or range(len(stages)))
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
+        # A batch holds rows of many clients. Made in the context of one of them, its call would carry that client's request
+        # id, which Serve takes for the call's own, and would be cancelled when that client leaves.
+        self._nobodys = Context()
         self._calls: dict[Batch, asyncio.Task[None]] = {}
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -257,7 +261,7 @@ class Router:
         # Dispatch runs once the loop has read every message that is ready now, so that they can share a batch.
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump, context=self._nobodys)
 
     def _pump(self) -> None:
         self._pumping = False
@@ -281,7 +285,7 @@ class Router:
         if self._timer is None or when < self._timer.when() - 0.001:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_later(delay_s, self._on_timer)
+            self._timer = self._loop.call_later(delay_s, self._on_timer, context=self._nobodys)
 
     def _on_timer(self) -> None:
         self._timer = None

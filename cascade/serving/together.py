@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from cascade.models.energy import Energy
 from cascade.models.exits import State
 from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.calls import Calls
 from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes, Turns
 from cascade.serving.replicas import DIGEST, tag_of
@@ -95,12 +97,14 @@ class TogetherReplica:
             for index, network in self._networks.items()
         }
 
-    async def run(self, index: int, inputs: Arrays) -> Reply:
+    async def run(self, index: int, inputs: Arrays, call: int = 0, to: int | None = None) -> Reply:  # noqa: ARG002
         """Run rows from the inputs of the first of the stages up to the answer of one.
 
         Args:
             index: which.
             inputs: one contiguous array [n, *row] for each input.
+            call: number of the call, by which its sender follows it.
+            to: this replica's tag, if the call was addressed.
         """
         going: Arrays | State = inputs
         run_s = 0.0
@@ -113,7 +117,7 @@ class TogetherReplica:
             going = result.kept or {}
         return self._reply(result.logits, run_s, energies, result.kept)
 
-    async def resume(self, index: int, slots: Slots, freed: Slots, to: int) -> Reply:
+    async def resume(self, index: int, slots: Slots, freed: Slots, to: int, call: int = 0) -> Reply:  # noqa: ARG002
         """Run rows from what is kept here to the answer of a stage.
 
         Args:
@@ -121,6 +125,7 @@ class TogetherReplica:
             slots: [n] where they are.
             freed: slots that nobody wants any more.
             to: this replica's tag, by which the call got here.
+            call: see `run`.
 
         Returns:
             The rows whose states were found.
@@ -166,9 +171,11 @@ class TogetherHandle:
 
     Args:
         handle: handle of the `TogetherReplica` deployment, whose calls can be addressed (`AddressedRouter`).
+        deployment: its name.
     """
 
-    def __init__(self, handle: DeploymentHandle[TogetherReplica]) -> None:
+    def __init__(self, handle: DeploymentHandle[TogetherReplica], deployment: str) -> None:
+        self._calls = Calls(deployment)
         plain: dict[str, Any] = {"request_serialization": "pickle", "response_serialization": "pickle"}
         self._run = handle.options(method_name="run", **plain)
         self._resume = handle.options(method_name="resume", **plain)
@@ -178,13 +185,20 @@ class TogetherHandle:
 
     async def run(self, index: int, inputs: Arrays) -> Reply:
         """See `TogetherReplica.run`; on any replica."""
-        reply: Reply = await self._run.remote(index, inputs)
+        rows = len(next(iter(inputs.values())))
+        kind = ("run", index, rows.bit_length())
+        reply: Reply = await self._calls.make(self._run.remote, kind, index, inputs, discard=self._discard)
         return reply
+
+    def _discard(self, reply: Reply) -> None:
+        if reply.slots is not None:
+            self.forget(np.column_stack([np.full_like(reply.slots, reply.tag), reply.slots]))
 
     async def resume(self, index: int, tag: int, slots: Slots) -> Reply:
         """See `TogetherReplica.resume`; on the replica with that tag, or any other if it is gone."""
         freed = np.array(self._unwanted.pop(tag, ()), dtype=np.int64)
-        reply: Reply = await self._resume.remote(index, slots, freed, to=tag)
+        kind = ("resume", index, len(slots).bit_length())
+        reply: Reply = await self._calls.make(self._resume.remote, kind, index, slots, freed, to=tag)
         return reply
 
     def forget(self, tickets: NDArray[np.int64]) -> None:
@@ -192,7 +206,8 @@ class TogetherHandle:
         for tag, slot in tickets.tolist():
             self._unwanted[tag].append(slot)
         if self._telling is None:
-            self._telling = asyncio.get_running_loop().create_task(self._tell())
+            # Not in the context of the client whose row this is, as in the router.
+            self._telling = asyncio.get_running_loop().create_task(self._tell(), context=Context())
 
     async def _tell(self) -> None:
         await asyncio.sleep(FREE_EVERY_S)

@@ -5,6 +5,7 @@ import gc
 import logging
 from collections import Counter
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import replace
 
 import numpy as np
@@ -621,3 +622,25 @@ async def test_nothing_is_left_after_thousands_of_requests_that_end_in_every_way
     assert missing <= {ExitReason.PRICE}, outcomes
     await router.close()
     gc.collect()
+
+
+async def test_stages_are_called_in_the_context_of_no_client():
+    # Serve would take the id of the request in whose context a call is made for the call's own, and cancel it with that.
+    client = ContextVar("client", default="nobody")
+    seen = []
+
+    class Curious(FakeStage):
+        async def run(self, inputs):
+            seen.append(client.get())
+            return await super().run(inputs)
+
+    router = make_router([Curious(told(0), seconds=0.01), Curious(told(1), seconds=0.01, fail_first=1)])
+
+    async def ask(name: str) -> None:
+        client.set(name)
+        await router.answer(row(UNSURE, SURE), 1, budget_s=1.0)
+
+    await asyncio.gather(*(asyncio.create_task(ask(name)) for name in ("one", "two")))
+    assert len(seen) >= 3
+    assert set(seen) == {"nobody"}
+    await router.close()
