@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test check unit ray bench loadtest clean
+.PHONY: help demo serve test check audit unit ray dist dist-check bench loadtest clean
 
 help:           ## list the commands
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(VENV)/runtime  ## serve the shipped ladder, send its test images through HTTP, print the table, stop
 	$(BIN)/cascade demo deployments/fashion/cascade.yaml
@@ -16,17 +16,26 @@ serve: $(VENV)/runtime  ## serve the shipped ladder until Ctrl-C
 
 test: check unit ray  ## everything that must pass
 
-check: $(VENV)/dev  ## style, types, import floors
+check: $(VENV)/dev audit  ## style, types, import floors, and known vulnerabilities where the registry tells of them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(VENV)/bin/python  ## known vulnerabilities of what constraints.txt installs, or why nobody could look
+	$(BIN)/python .ci/audit.py $(VENV)/audit
 
 unit: $(VENV)/dev  ## the tests that need no cluster: under a minute or two
 	$(BIN)/pytest -m "not ray" -q
 
 ray: $(VENV)/dev  ## the tests against a real local Ray: minutes
 	$(BIN)/pytest -m ray -q
+
+dist: $(VENV)/dev  ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+dist-check: $(VENV)/dev  ## build them, install the wheel in an environment of its own, and work with it there
+	$(BIN)/pytest tests/test_release.py -q
 
 bench: $(VENV)/dev  ## the server beside its peers, under half an hour; writes its table into docs/results.md
 	$(BIN)/python -m benchmarks.serving --memory

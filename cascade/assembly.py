@@ -28,6 +28,8 @@ a machine that has something to do. For a stage of microseconds it is all that c
 def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
     """Read a ladder's calibration and service profile, and check that they belong to its weights and spec.
 
+    From then on the ladder holds the digests, and no other weights are loaded for it.
+
     Raises:
         ConfigError: a file is missing or malformed.
         CalibrationMismatch: made from other weights, other stages or another precision.
@@ -40,6 +42,7 @@ def read_artefacts(ladder: Ladder) -> tuple[Calibration, ServiceProfile]:
         calibration.check_looks_back_nowhere()
     profile = ServiceProfile.read(ladder.service_path)
     profile.check_belongs(names, digests)
+    ladder.digests = digests
     return calibration, profile
 
 

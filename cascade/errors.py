@@ -3,7 +3,13 @@
 CascadeError                     500 internal
 ├── BadRequest                   400 bad_request          the client's message is wrong
 │   ├── PayloadTooLarge          413 payload_too_large
-│   └── UnsupportedMediaType     415 unsupported_media_type
+│   ├── UnsupportedMediaType     415 unsupported_media_type
+│   ├── UnprocessableRow         422 unprocessable_row    the first stage fails on this row and on no others
+│   ├── HeadersTooLarge          431 headers_too_large
+│   └── TooSlow                  408 request_timeout      headers or body did not come in time
+├── Unauthorized                 401 unauthorized         no key, or one that is not known
+├── Forbidden                    403 forbidden            the key does not open this
+├── TooManyRequests              429 too_many_requests    of one client at a time; carries retry_after_s
 ├── UnknownModel                 404 unknown_model
 ├── UnknownRoute                 404 unknown_route
 ├── UnknownRequest               404 unknown_request      no explanation of it is kept here
@@ -11,7 +17,7 @@ CascadeError                     500 internal
 ├── NotReady                     503 not_ready
 ├── Overloaded                   503 overloaded           shed before stage 0; carries retry_after_s
 ├── DeadlineExceeded             504 deadline_exceeded    passed before any stage had answered
-├── StageFailed                  502 stage_failed         the first stage failed, twice, and there is no answer
+├── StageFailed                  502 stage_failed         the first stage failed, more than once, and there is no answer
 ├── ServerUnreachable            (exit code 2)            a command asked a server or a cluster that does not answer
 └── ConfigError                  (exit code 2)            a file the operator wrote or made is wrong
     ├── SpecError                invalid_spec
@@ -62,6 +68,63 @@ class UnsupportedMediaType(BadRequest):
     status = 415
     code = "unsupported_media_type"
     title = "Unsupported media type"
+
+
+class UnprocessableRow(BadRequest):
+    """The first stage fails on this row and not on others: to send it again is of no use."""
+
+    status = 422
+    code = "unprocessable_row"
+    title = "Unprocessable row"
+
+
+class HeadersTooLarge(BadRequest):
+    """Request line and headers are over the configured limit."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "Request header fields too large"
+
+
+class TooSlow(BadRequest):
+    """The headers or the body of a request did not come in time."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Request timeout"
+
+
+class Unauthorized(CascadeError):
+    """The server asks for a key, and the request has none, or one that is not known."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+
+
+class Forbidden(CascadeError):
+    """The key is known and does not open this."""
+
+    status = 403
+    code = "forbidden"
+    title = "Forbidden"
+
+
+class TooManyRequests(CascadeError):
+    """One client has more requests under way than it may have.
+
+    Args:
+        detail: one sentence.
+        retry_after_s: when to come back, whole seconds.
+    """
+
+    status = 429
+    code = "too_many_requests"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownModel(CascadeError):
@@ -141,7 +204,7 @@ class DeadlineExceeded(CascadeError):
 
 
 class StageFailed(CascadeError):
-    """The first stage failed, was retried once, and failed again; no answer exists."""
+    """The first stage failed, was tried again, and failed again; no answer exists."""
 
     status = 502
     code = "stage_failed"

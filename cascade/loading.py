@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from cascade.errors import ConfigError, SpecError
+from cascade.errors import CalibrationMismatch, ConfigError, SpecError
 from cascade.models.device import CudaDevice, Device
 from cascade.models.energy import EnergyMeter, nvml_meter
 from cascade.models.exits import ExitNetwork, Segment
@@ -93,6 +93,7 @@ def network_of(ladder: Ladder, stage: StageSpec) -> nn.Module:
     Raises:
         SpecError: the factory is wrong, there is no weights file, or the network has several exits and none is named.
         ConfigError: the weights file is broken or does not fit the network.
+        CalibrationMismatch: it is not the one that the ladder's artefacts were found to belong to.
     """
     network = stage.model.build()
     where = f"stages.{stage.name}.model"
@@ -105,6 +106,12 @@ def network_of(ladder: Ladder, stage: StageSpec) -> nn.Module:
             f"{where}.exit needs a cascade.models.exits.ExitNetwork, the factory returns {type(network).__name__}"
         )
     weights = ladder.weights(stage)
+    known = None if ladder.digests is None else ladder.digests.get(stage.name)
+    if weights is not None and known is not None and ladder.stage_digest(stage) != known:
+        raise CalibrationMismatch(
+            f"stage {stage.name!r}: {weights} is not what the calibration was found to belong to (digest {known[:12]}…): "
+            "it has changed since, or differs on this node"
+        )
     if weights is not None:
         try:
             load_weights(network, weights)

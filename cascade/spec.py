@@ -33,6 +33,7 @@ from cascade.spec_sections import (
     ResourceName,
     RouterSpec,
     Seconds,
+    SecuritySpec,
     TelemetrySpec,
     TensorField,
 )
@@ -183,7 +184,9 @@ class CascadeSpec(Part):
     admission: AdmissionSpec = AdmissionSpec()
     """The door."""
     limits: LimitsSpec = LimitsSpec()
-    """Sizes."""
+    """What a request and a client may ask."""
+    security: SecuritySpec | None = None
+    """Keys that clients must have; none by default."""
     router: RouterSpec = RouterSpec()
     """Router processes."""
     anytime: AnytimeSpec = AnytimeSpec()
@@ -259,12 +262,15 @@ class Ladder:
     Attributes:
         spec: the spec.
         root: folder of the YAML file.
+        digests: of every stage, as its artefacts were found to belong to; None until somebody has looked. Whoever loads a
+            network later, on another node perhaps, must find the same.
         source: the YAML file itself; None for a spec that was not read from one.
     """
 
     def __init__(self, spec: CascadeSpec, root: Path, source: Path | None = None) -> None:
         self.spec = spec
         self.root = root
+        self.digests: dict[str, str] | None = None
         self.source = source
 
     @classmethod

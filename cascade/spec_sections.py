@@ -165,12 +165,32 @@ class AdmissionSpec(Part):
 
 
 class LimitsSpec(Part):
-    """What a single request may ask of the server."""
+    """What a single request, and a single client, may ask of the server."""
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 31)] = 32 << 20
     """Body as sent, and after inflation."""
     max_rows: Annotated[int, Field(ge=1, le=65536)] = 1024
     """Rows in one request."""
+    max_header_bytes: Annotated[int, Field(ge=1024, le=1 << 20)] = 32 << 10
+    """Request line and headers together, of requests that routers take themselves."""
+    head_s: Seconds = 10.0
+    """Time in which they must have come, from the connection's beginning or from their own."""
+    body_s: Seconds = 30.0
+    """Time in which a body must have come, of requests that routers take themselves; its deadline runs meanwhile."""
+    write_s: Seconds = 30.0
+    """A client that takes nothing of an answer for so long is cut off."""
+    max_under_way: Annotated[int, Field(ge=1)] | None = 4096
+    """Requests that one client may have under way in one router, streams among them. A client is a key, or an address where
+    routers listen themselves; null for no such limit, where a load balancer hides the addresses."""
+    max_streams: Annotated[int, Field(ge=1)] | None = 1024
+    """The same of streams alone."""
+
+
+class SecuritySpec(Part):
+    """Keys that clients must have. Without this section everybody may ask everything."""
+
+    keys: str = "keys.json"
+    """File of the keys' hashes, relative to the spec, on every node that has a router; see ``cascade key``."""
 
 
 class AnytimeSpec(Part):

@@ -11,6 +11,7 @@ from cascade.calibration.certificate import digest_of
 from cascade.calibration.certify import certify
 from cascade.cli import app
 from cascade.errors import CalibrationMismatch, ConfigError
+from cascade.loading import load_network
 from cascade.policy.anytime import Product, best_so_far, plain, steady
 from cascade.policy.direct_market import DirectMarket
 from cascade.spec import Ladder
@@ -145,3 +146,17 @@ def test_products_are_calibrated_on_the_calibration_rows(calibrated_copy):
     ladder.table_path.unlink()
     with pytest.raises(ConfigError, match=r"anytime\.answers product: .*outcomes\.npz.*`cascade profile`"):
         Artefacts.read(ladder)
+
+
+def test_weights_that_change_after_the_artefacts_were_checked_are_not_loaded(calibrated_copy):
+    ladder = Ladder.read(calibrated_copy)
+    stage = ladder.spec.stages[1]
+    Artefacts.read(ladder)
+    load_network(ladder, stage)
+    path = ladder.weights(stage)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CalibrationMismatch, match="it has changed since, or differs on this node"):
+        load_network(ladder, stage)
+    load_network(Ladder.read(calibrated_copy), stage)  # where nobody has said what it should be

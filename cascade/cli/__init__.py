@@ -31,6 +31,7 @@ MODULES = {
     "demo": "online",
     "explain": "explain",
     "top": "top",
+    "key": "key",
     "schema": "offline",
 }
 """Commands in the order of their use, and the module that registers each."""

@@ -1,5 +1,6 @@
 """What all commands share: the console, errors as exit codes, the progress bar, JSON for machines."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,12 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def key_header() -> dict[str, str]:
+    """The header that a server with keys wants from commands that ask it: the key is in the environment, CASCADE_KEY."""
+    key = os.environ.get("CASCADE_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def print_json(document: Any) -> None:

@@ -16,7 +16,7 @@ import typer
 import yaml
 from rich.markup import escape
 
-from cascade.cli.console import console, errors, usage_errors
+from cascade.cli.console import console, errors, key_header, usage_errors
 from cascade.errors import ConfigError, ServerUnreachable
 from cascade.spec import Ladder
 
@@ -297,7 +297,8 @@ def server_of(address: str, details: Mapping[str, Any], application: Mapping[str
 def routers_at(url: str) -> list[dict[str, Any]] | None:
     """What the routers of a ladder say of themselves; None if nobody can be asked."""
     try:
-        with urllib.request.urlopen(f"{url}/status/figures", timeout=5) as response:
+        asked = urllib.request.Request(f"{url}/status/figures", headers=key_header())
+        with urllib.request.urlopen(asked, timeout=5) as response:
             routers: list[dict[str, Any]] = json.load(response)["routers"]["each"]
             return routers
     except (urllib.error.URLError, OSError, ValueError, KeyError):

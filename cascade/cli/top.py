@@ -10,7 +10,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 
-from cascade.cli.console import console, print_json, usage_errors
+from cascade.cli.console import console, key_header, print_json, usage_errors
 from cascade.cli.top_view import panel
 from cascade.errors import ServerUnreachable
 
@@ -105,6 +105,8 @@ async def _get(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
         async with session.get(url) as response:
             if response.status == 503:
                 raise ServerUnreachable(f"{url}: the server is starting, its first stage has not been loaded yet")
+            if response.status in (401, 403):
+                raise ServerUnreachable(f"{url} asks for an operator's key: put one into the environment as CASCADE_KEY")
             if response.status != 200:
                 raise _NoSuchThing(f"{url} answers {response.status}")
             document = await response.json(content_type=None)
@@ -137,7 +139,7 @@ def _screen(watched: list[Watched]) -> RenderableType:
 
 
 def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S))
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S), headers=key_header())
 
 
 class _NoSuchThing(Exception):

@@ -13,15 +13,29 @@ from cascade.policy.walk import ALONE, Walk, rows_of
 
 
 @dataclass(eq=False, slots=True)
+class Trial:
+    """A batch that failed, and all that became of it; see `cascade.policy.again`.
+
+    Attributes:
+        returned: batches that the stage had given back when it failed.
+        parts: parts of it that are with the stage or wait for it.
+    """
+
+    returned: int
+    parts: int = 0
+
+
+@dataclass(eq=False, slots=True)
 class Batch:
     """Rows that are with a stage together.
 
     Attributes:
         stage: index of the stage.
         walks: the rows, in the order of the batch; rows that walk together lie side by side.
-        attempt: 1, or 2 when it is the one retry.
+        attempt: how often its rows have been sent to the stage, with this time.
         started_s: when it was sent.
         give_up_s: when it counts as failed.
+        trial: the trial that it is a part of; None at the first attempt.
         done: whether it came back, failed or was given up.
         rows: how many rows (derived).
     """
@@ -31,6 +45,7 @@ class Batch:
     attempt: int
     started_s: float
     give_up_s: float
+    trial: Trial | None = None
     done: bool = False
     rows: int = field(init=False)
 
@@ -90,10 +105,17 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Command: tell the client of these rows that the first stage failed."""
+    """Command: tell the client of these rows that the first stage failed on them.
+
+    Attributes:
+        tag: of the request.
+        places: which of its rows.
+        poisoned: whether it is the rows' own doing: they failed alone while the stage gave others back.
+    """
 
     tag: Any
     places: Sequence[int] = ALONE
+    poisoned: bool = False
 
 
 Command = Run | Abandon | Reply | Preliminary | Expire | Fail

@@ -8,18 +8,20 @@ The driver's duties: report every event with a clock that does not go back; afte
 `Run` commands; call `tick` no later than `next_timer()`; deliver each reply, preliminary ones too, at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import inf
 from operator import attrgetter
 from random import Random
 
 from cascade.policy.admission import Admission
+from cascade.policy.again import Again
 from cascade.policy.bounds import Bounds
 from cascade.policy.capacity import ServiceTime, StageCapacity
 from cascade.policy.chains import reachable
 from cascade.policy.classes import ClassConfig, Classes
-from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
+from cascade.policy.commands import Abandon, Batch, Command, Preliminary, Run, Shed, Trial
 from cascade.policy.door import Door
+from cascade.policy.endings import Endings
 from cascade.policy.explain import Notes, explained
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
@@ -28,10 +30,10 @@ from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
 from cascade.policy.routing import Routing
 from cascade.policy.stage_config import StageConfig as StageConfig
-from cascade.policy.stats import ClassCounts, Counts, StageCounts
+from cascade.policy.stats import Counts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
-from cascade.policy.together import apart, placed
+from cascade.policy.together import apart, placed, set_aside
 from cascade.policy.under_way import UnderWay
 from cascade.policy.walk import State, Walk, rows_of
 
@@ -77,13 +79,17 @@ class Policy:
         # Rows that a full stage will not take may go to a cheaper one, which is then filled after it.
         self._order = range(len(stages)) if routing == "cascade" else range(len(stages) - 1, -1, -1)
         self._under_way = UnderWay()
+        self._again = tuple(Again() for _ in stages)
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
         self._notes = Notes(self._stages, self.capacities, self._queues, self._classes, self._tariff, self._onward)
         self._timers = Timers[Walk](attrgetter("ended"))  # one for each request, whatever its rows do
-        self.counts = Counts(
-            tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
-        )
+        self.count_into(Counts.of(len(stages), self._classes.count))
+
+    def count_into(self, counts: Counts) -> None:
+        """Count there from now on what comes of rows: where another policy did, from which this one takes over."""
+        self.counts, endings = counts, Endings(counts, self._classes)
+        self._reply, self._give_up = endings.reply, endings.give_up
 
     # -- what a driver may read ----------------------------------------------------------------------------------------
 
@@ -110,8 +116,8 @@ class Policy:
         return [self._tariff.pressure(now, walk.request, batch.stage) for walk in batch.walks for _ in walk.places]
 
     def waiting(self, stage: int) -> int:
-        """Rows in the queue of ``stage``."""
-        return len(self._queues[stage])
+        """Rows in the queue of ``stage``, and those that wait to be sent there again."""
+        return len(self._queues[stage]) + self._again[stage].rows
 
     def next_timer(self) -> float | None:
         """The instant by which `tick` must be called, None if there is nothing to wait for."""
@@ -170,7 +176,9 @@ class Policy:
             self._arm(walk, walk.request.answer_by_s)
         return walks
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None) -> list[Command]:
+    def completed(
+        self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None, poisoned: Collection[int] = ()
+    ) -> list[Command]:
         """A batch came back with its evidence judged.
 
         Args:
@@ -178,6 +186,7 @@ class Policy:
             batch: the batch of the `Run` command.
             judgement: what its evidence says, row by row in the order of ``batch.walks``.
             run_s: seconds for which it occupied its replica, if the replica says so.
+            poisoned: its rows whose evidence cannot be judged; they end here, each with the best answer that it has.
 
         Raises:
             ValueError: the judgement has another number of rows; the batch is still running then.
@@ -187,35 +196,27 @@ class Policy:
         if len(judgement) != batch.rows:
             raise ValueError(f"a batch of {batch.rows} rows came back with {len(judgement)} judged")
         self._release(batch)
+        self._again[batch.stage].came_back(batch)
         self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
         self.counts.stages[batch.stage].count_batch(batch.rows, now - batch.started_s, batch.walks)
         told = explained(batch.walks)
-        commands = self._decide(now, batch, judgement)
+        commands = self._decide(now, batch, judgement, poisoned)
         if told:
             self._notes.take(now, batch, judgement, told, commands)
         return commands
 
-    def failed(self, now: float, batch: Batch) -> list[Command]:
-        """A batch raised or its replica died: tried once more if time allows, else answered with the best so far."""
+    def failed(self, now: float, batch: Batch, *, hung: bool = False) -> list[Command]:
+        """A batch raised, its replica died, or it hung: its rows are tried again if time allows, see `Again`, or end."""
         if batch.done:
             return []
         self._release(batch)
         self.counts.stages[batch.stage].failures += 1
-        live = [walk for walk in batch.walks if not walk.done]
-        commands: list[Command] = []
-        capacity = self.capacities[batch.stage]
-        # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
-        if batch.attempt == 1 and capacity.slots and live:
-            finish = now + capacity.service.predict(rows_of(live))
-            again = [walk for walk in live if walk.usable_until_s >= finish]
-            live = [walk for walk in live if walk.usable_until_s < finish]
-            if again:
-                for walk in again:
-                    walk.retried()
-                commands.append(self._start(now, batch.stage, again, attempt=2))
-        for walk in live:
-            commands.append(self._give_up(walk, ExitReason.FAILURE))
-        return commands
+        live, again = [walk for walk in batch.walks if not walk.done], self._again[batch.stage]
+        if self.capacities[batch.stage].slots and again.failed(batch, live, hung=hung):
+            # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
+            return self._try_again(now, batch.stage, 1)
+        poisoned = again.poisoned(batch)
+        return [self._give_up(walk, ExitReason.FAILURE, batch.stage if poisoned else None) for walk in live]
 
     def cancelled(self, walk: Walk) -> None:
         """The client has gone whose request this walk was given for. Safe to call for rows that have their outcome."""
@@ -242,7 +243,7 @@ class Policy:
         for batch in self._under_way.hanging(now):
             commands.append(Abandon(batch))
             self.capacities[batch.stage].observe(batch.rows, now - batch.started_s)
-            commands.extend(self.failed(now, batch))
+            commands.extend(self.failed(now, batch, hung=True))
         return commands
 
     def set_slots(self, stage: int, slots: int) -> list[Command]:
@@ -250,7 +251,7 @@ class Policy:
         self.capacities[stage].slots = slots
         if slots:
             return []
-        commands: list[Command] = []
+        commands = [self._give_up(walk, ExitReason.FAILURE) for walk in self._again[stage].drain()]
         waiting = self._queues[stage].drain()
         if stage == 0:
             commands.extend(self._give_up(walk, ExitReason.FAILURE) for walk in waiting)
@@ -286,10 +287,11 @@ class Policy:
         """Fill every free slot with the best batch that its queue can form; of what is left, keep what may be reached."""
         commands: list[Command] = []
         for stage in self._order:
-            queue = self._queues[stage]
+            queue, capacity = self._queues[stage], self.capacities[stage]
+            if self._again[stage]:
+                commands.extend(self._try_again(now, stage, capacity.free))
             if not queue:
                 continue
-            capacity = self.capacities[stage]
             busy = capacity.busy
             while capacity.free and len(queue):
                 batch, late = queue.take(now, capacity.max_batch_size, capacity.service.predict)
@@ -315,13 +317,17 @@ class Policy:
                     self._queues[detour[0]].push(walk, detour[1])
         return commands
 
-    def _decide(self, now: float, batch: Batch, judgement: Judgement) -> list[Command]:
+    def _decide(self, now: float, batch: Batch, judgement: Judgement, poisoned: Collection[int]) -> list[Command]:
         stage = batch.stage
         live = [(row, walk) for row, walk in placed(batch.walks) if not walk.done]
+        commands: list[Command] = []
+        if poisoned:
+            live, aside = set_aside(live, poisoned)
+            commands += [self._give_up(walk, ExitReason.FAILURE, stage) for walk in aside]
         for row, walk in live:
             walk.result(now, judgement, row)
         if stage == len(self._stages) - 1:
-            return [self._reply(walk, ExitReason.LAST_STAGE, deferred=False) for _, walk in live]
+            return commands + [self._reply(walk, ExitReason.LAST_STAGE, deferred=False) for _, walk in live]
 
         everywhere, open_stages = range(stage + 1, len(self._stages)), self._onward.open_behind(stage)
         ways = unloaded = self._onward.ways(judgement.gains, stage, everywhere)
@@ -329,7 +335,6 @@ class Policy:
             ways = self._onward.ways(judgement.gains, stage, open_stages)
         soonest = self._onward.soonest(now, ways)
 
-        commands: list[Command] = []
         values, least = self._onward.worth(unloaded)
         for row, walk in apart(live, values, least):
             if values[row] <= least:
@@ -361,35 +366,34 @@ class Policy:
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
-    def _start(self, now: float, stage: int, walks: Sequence[Walk], attempt: int) -> Run:
+    def _try_again(self, now: float, stage: int, places: int) -> list[Command]:
+        """Send parts of what failed once more, as many as there are places."""
+        commands: list[Command] = []
+        again, predict = self._again[stage], self.capacities[stage].service.predict
+        while places > 0 and (part := again.next()) is not None:
+            live = [walk for walk in part.walks if not walk.done]
+            finish = now + predict(rows_of(live))
+            if in_time := [walk for walk in live if walk.usable_until_s >= finish]:
+                for walk in in_time:
+                    walk.retried()
+                commands.append(self._start(now, stage, in_time, part.attempt, part.trial))
+                places -= 1
+            else:
+                again.drop(part)
+            commands += [self._give_up(walk, ExitReason.FAILURE) for walk in live if walk.usable_until_s < finish]
+        return commands
+
+    def _start(self, now: float, stage: int, walks: Sequence[Walk], attempt: int, trial: Trial | None = None) -> Run:
         capacity = self.capacities[stage]
         capacity.busy += 1
         patience_s = max(self._stages[stage].timeout_floor_s, TIMEOUT_FACTOR * capacity.service.predict(rows_of(walks)))
-        batch = Batch(stage, walks, attempt, now, now + patience_s)
+        batch = Batch(stage, walks, attempt, now, now + patience_s, trial)
         self._under_way.sent(batch)
         return Run(batch)
 
     def _release(self, batch: Batch) -> None:
         self._under_way.ended(batch)
         self.capacities[batch.stage].busy -= 1
-
-    def _reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:
-        answer = walk.exit(reason, deferred=deferred)
-        place = self._classes.index(walk.request.priority)
-        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded, rows=walk.rows)
-        return Reply(walk.request.tag, answer, walk.places)
-
-    def _give_up(self, walk: Walk, reason: ExitReason) -> Command:
-        """End a row, or rows that walk together, now: with its best answer if it has one, else as expired or failed."""
-        if walk.has_answer:
-            return self._reply(walk, reason, deferred=False)
-        if reason is ExitReason.FAILURE:
-            walk.fail()
-            self.counts.failed += walk.rows
-            return Fail(walk.request.tag, walk.places)
-        walk.expire()
-        self.counts.expired += walk.rows
-        return Expire(walk.request.tag, walk.places)
 
     def _arm(self, walk: Walk, at_s: float) -> None:
         self._timers.arm(walk, at_s, self.counts.live)

@@ -29,6 +29,7 @@ class StageCounts:
         steps: steps of thought that those rows took, where the stage's network chooses its depth.
         waits: how long each of those rows had waited.
         runs: how long each of those batches took.
+        poisoned: rows on which it fails, or whose logits are no numbers, where others come back.
     """
 
     answers: dict[ExitReason, int] = field(default_factory=lambda: dict.fromkeys(ExitReason, 0))
@@ -43,6 +44,7 @@ class StageCounts:
     steps: int = 0
     waits: Durations = field(default_factory=Durations)
     runs: Durations = field(default_factory=Durations)
+    poisoned: int = 0
 
     def count_batch(self, rows: int, run_s: float, walks: Sequence["Walk"]) -> None:
         """Add a batch that came back.
@@ -117,6 +119,11 @@ class Counts:
     cancelled: int = 0
     cost: float = 0.0
     classes: tuple[ClassCounts, ...] = field(default_factory=lambda: (ClassCounts(),))
+
+    @classmethod
+    def of(cls, stages: int, classes: int) -> "Counts":
+        """Of so many stages and classes, all zero."""
+        return cls(tuple(StageCounts() for _ in range(stages)), classes=tuple(ClassCounts() for _ in range(classes)))
 
     @property
     def live(self) -> int:

@@ -4,7 +4,7 @@ The rows of a message come at one instant, with one deadline, class, tenant and 
 them need nothing more than an answer. To move each of them by itself costs several times what the cheapest stage does.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from cascade.policy.walk import Walk
 
@@ -36,3 +36,27 @@ def apart(judged: Iterable[tuple[int, Walk]], values: Sequence[float], price: fl
         going_on = [row for row in walk.places if values[row + shift] > price]
         for each in walk.part_each(going_on):
             yield each.places[0] + shift, each
+
+
+def set_aside(judged: Iterable[tuple[int, Walk]], rows: Collection[int]) -> tuple[list[tuple[int, Walk]], list[Walk]]:
+    """Part some rows of a batch that came back from the others.
+
+    Args:
+        judged: walks, each with the place of its first row in the batch.
+        rows: places in the batch of the rows to be parted.
+
+    Returns:
+        The others in the same form, and the walks of those.
+    """
+    others: list[tuple[int, Walk]] = []
+    aside: list[Walk] = []
+    for place, walk in judged:
+        shift = place - walk.places[0]
+        wanted = [row for row in walk.places if row + shift in rows]
+        if len(wanted) == walk.rows:
+            aside.append(walk)
+            continue
+        if wanted:
+            aside += walk.part_each(wanted)[1:]
+        others.append((walk.places[0] + shift, walk))
+    return others, aside

@@ -1,4 +1,4 @@
-"""The answers of a message's rows as one: by the batches that they left from, and the one that speaks for all."""
+"""The answers of a message's rows as one answer: which of them speaks for all, and their arrays. Decides nothing."""
 
 from typing import NamedTuple
 

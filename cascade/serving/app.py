@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from cascade.serving.audits import Audits, has_room
 from cascade.serving.autoscaling import autoscaling_stats, router_replicas, stage_replicas
 from cascade.serving.environment import slow_path_warning
 from cascade.serving.first_calls import FirstCalls
+from cascade.serving.gate import Gate
 from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import DRAIN_S, HttpListener
@@ -70,10 +71,8 @@ fifth of the event loop's time."""
 ONE_MORE = 1
 """Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
 
-COUNTING = RequestRouterConfig(request_router_class="cascade.serving.counting.CountingRouter")  # type: ignore[arg-type]
-"""How handles choose a replica: as by default, while taking down how many there are."""
 ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
-"""The same, where a call may name the replica that it must reach."""
+"""How handles choose a replica: the one that the call names, else of those that are not left out the one with the fewest."""
 
 
 MakePolicy = Callable[[CascadeSpec, ServiceProfile, int, Certificate | None], Policy]
@@ -108,7 +107,7 @@ def build(args: AppArgs) -> serve.Application:
 
     Raises:
         SpecError: the spec, a weights file or a model factory is wrong.
-        ConfigError: an artefact is missing or malformed.
+        ConfigError: an artefact or the file of keys is missing or malformed.
         CalibrationMismatch: the calibration was made from other weights or another spec.
     """
     return application(args)
@@ -128,16 +127,15 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     ladder = Ladder.read(args.spec)
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
-    digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
+    Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
+    found = build_digest(ladder, artefacts.digests)
     if args.build not in (None, found):
         raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None
-        if spec.stages[group.start].placement == "router"
-        else stage_deployment(ladder, group.start, digests, surge=args.surge)
+        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start, surge=args.surge)
         for group in groups(spec)
     ]
     router = serve.deployment(
@@ -153,15 +151,12 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
-def stage_deployment(
-    ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
-) -> serve.Application:
+def stage_deployment(ladder: Ladder, index: int, *, surge: bool = False) -> serve.Application:
     """Bind the Serve deployment of one stage, and of those that run together with it.
 
     Args:
         ladder: the ladder.
         index: which of its stages.
-        digests: digest of each stage by name, which the replicas' files must have; None for whatever they have.
         surge: see `AppArgs.surge`.
     """
     spec = ladder.spec
@@ -177,16 +172,14 @@ def stage_deployment(
         max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
         logging_config=logging_config(spec),
-        # The only replica there ever is needs no address.
-        request_router_config=COUNTING if len(group) == 1 or (stage.max_replicas or stage.replicas) == 1 else ADDRESSED,
+        request_router_config=ADDRESSED,
         graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
         max_surge_percent=ONE_MORE if surges else 0,
     )
-    digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
-        return deployment(StageReplica).bind(ladder, index, digest=digest)
-    return deployment(TogetherReplica).bind(ladder, group, digest=digest)
+        return deployment(StageReplica).bind(ladder, index)
+    return deployment(TogetherReplica).bind(ladder, group)
 
 
 def reserved(stage: StageSpec) -> dict[str, Any]:
@@ -217,18 +210,19 @@ class RouterReplica(GrpcServicer):
     ) -> None:
         log_to_serve()
         stages: list[StageClient | InlineStage] = []
-        for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
-            replicas.expect(names[0], group_digest(artefacts.digests, names))
+        for group in groups(ladder.spec):
+            replicas.expect(ladder.spec.stages[group.start].name, group_digest(ladder, group))
         self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
+            name = ladder.spec.stages[group.start].name
             if handle is not None and not ladder.spec.stages[group.start].num_gpus:
-                self._asking[ladder.spec.stages[group.start].name] = ask_over(handle)
+                self._asking[name] = ask_over(handle)
             if handle is None:
                 stages += place_here(ladder, group.start, artefacts.profile)
             elif len(group) == 1:
-                stages.append(ReplicaStage(handle))
+                stages.append(ReplicaStage(handle, name))
             else:
-                shared = TogetherHandle(handle)
+                shared = TogetherHandle(handle, name)
                 stages += [TogetherStage(shared, index) for index in group]
         super().__init__(Service(ladder, self._make_router))
         self._ladder = ladder
@@ -249,6 +243,7 @@ class RouterReplica(GrpcServicer):
     def __serve_build_asgi_app__(self) -> Ingress:
         """Make the HTTP routes; called by Serve once, in the event loop that will run them."""
         ingress, patience_s = Ingress(self._service), self._ladder.spec.deadline.default_s + 1
+        limits = self._ladder.spec.limits
         self._service.name = replica_name()
         if self._ladder.spec.router.replicas > 1:
             ingress.status.ask_all = ask_all
@@ -256,13 +251,12 @@ class RouterReplica(GrpcServicer):
         resumes, thinks = zip(*((stage.resumes, stage.execution.thinks) for stage in self._ladder.spec.stages), strict=True)
         example = self._ladder.example_row()
         ingress.listeners.append(FirstCalls(self._stages, self._names, example, resumes=resumes, thinks=thinks))
-        ingress.listeners.append(Staying(self._asking))
+        ingress.beside.append(Staying(self._asking))
         ingress.listeners += [PortClaim(address, name) for address in self._listen if address is not None]
         if self._listen.http is not None:
-            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s))
+            ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            max_bytes = self._ladder.spec.limits.max_body_bytes
-            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, max_bytes))
+            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes))
         return ingress
 
     async def reading(self) -> RouterReading | None:

@@ -19,7 +19,8 @@ from cascade.serving.grpc_stream import answer_each
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
 from cascade.serving.streaming import Event, stream
 from cascade.wire import metadata
-from cascade.wire.grpc_status import read_metadata, status_of
+from cascade.wire.grant import Grant
+from cascade.wire.grpc_status import fields_of, read_metadata, status_of
 from cascade.wire.http import HeaderFacts
 from cascade.wire.oip import InferRequest
 from cascade.wire.oip_grpc import decode_request, encode_response, failed_event, read_message, shown_event
@@ -36,6 +37,7 @@ from cascade.wire.oip_messages import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from cascade.wire.routes import RouteKind
 
 logger = logging.getLogger("cascade.ingress")
 
@@ -93,12 +95,18 @@ class GrpcServicer:
     async def ServerMetadata(self, payload: bytes, grpc_context: Context) -> Any:
         """Name, version and extensions of the server."""
         document = metadata.server_metadata("cascade", __version__, metadata.GRPC_EXTENSIONS)
-        return self._document(payload, grpc_context, ServerMetadataRequest, lambda _: ServerMetadataResponse(**document))
+
+        def answer(_message: Any) -> Any:
+            self._grant(RouteKind.SERVER_METADATA, grpc_context)
+            return ServerMetadataResponse(**document)
+
+        return self._document(payload, grpc_context, ServerMetadataRequest, answer)
 
     async def ModelMetadata(self, payload: bytes, grpc_context: Context) -> Any:
         """What the model takes and gives."""
 
         def answer(message: Any) -> Any:
+            self._grant(RouteKind.MODEL_METADATA, grpc_context)
             self._service.check_model(message.name, message.version)
             return ModelMetadataResponse(**metadata.model_metadata(self._service.signature, PLATFORM))
 
@@ -110,18 +118,27 @@ class GrpcServicer:
         async def read() -> InferRequest:
             return self._read(payload)
 
+        client = ""
         try:
-            return await self._service.infer(read_metadata(grpc_context.invocation_metadata()), read, self._write)
+            facts, client = self._let_in(grpc_context, streams=False)
+            return await self._service.infer(facts, read, self._write)
         except Exception as error:
             await hold_back(error)
             return refused(error, grpc_context)
+        finally:
+            self._service.gate.leave(client, stream=False)
 
     async def ModelStreamInfer(self, payloads: AsyncIterator[bytes], grpc_context: Context) -> AsyncGenerator[Any, None]:
         """Answer the requests of a stream beside each other, each with its answer so far as often as that gets better.
 
         The metadata are the stream's, and so is the time limit among them: it counts from the stream's beginning.
         """
-        facts, started_s = read_metadata(grpc_context.invocation_metadata()), time.monotonic()
+        started_s = time.monotonic()
+        try:
+            facts, client = self._let_in(grpc_context, streams=True)
+        except CascadeError as error:
+            refused(error, grpc_context)
+            return
 
         def answer(payload: bytes) -> AsyncGenerator[Any, None]:
             if facts.timeout_s is None:
@@ -129,9 +146,27 @@ class GrpcServicer:
             left_s = facts.timeout_s - (time.monotonic() - started_s)
             return self._refined(facts._replace(timeout_s=max(left_s, 1e-6)), payload)
 
-        async with aclosing(answer_each(payloads, answer, MOST_UNDER_WAY)) as answers:
-            async for each in answers:
-                yield each
+        try:
+            async with aclosing(answer_each(payloads, answer, MOST_UNDER_WAY)) as answers:
+                async for each in answers:
+                    yield each
+        finally:
+            self._service.gate.leave(client, stream=True)
+
+    def _let_in(self, context: Context, *, streams: bool) -> tuple[HeaderFacts, str]:
+        """Check the key and how much the client has under way; see `Ingress`."""
+        try:
+            grant = self._grant(RouteKind.INFER, context)
+            peer = getattr(context, "client_address", None)
+            client = self._service.gate.enter(grant, "" if peer is None else peer(), stream=streams)
+        except CascadeError:
+            self._service.count_refused()
+            raise
+        facts = read_metadata(context.invocation_metadata())
+        return (facts if grant is None else facts._replace(grant=grant)), client
+
+    def _grant(self, kind: RouteKind, context: Context) -> Grant | None:
+        return self._service.gate.grant(kind, fields_of(context.invocation_metadata()))
 
     async def _refined(self, facts: HeaderFacts, payload: bytes) -> AsyncGenerator[Any, None]:
         """The answers to one request of a stream; an error is the last of them."""

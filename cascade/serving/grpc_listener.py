@@ -12,7 +12,7 @@ import grpc
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.serving.grpc_ingress import GrpcServicer
-from cascade.serving.grpc_methods import stream_with_deadline, with_deadline
+from cascade.serving.grpc_methods import DeadlineContext, stream_with_deadline, with_deadline
 from cascade.wire.oip_messages import METHODS, SERVICE, STREAM_METHOD
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
@@ -68,16 +68,25 @@ class GrpcListener:
             await self._server.stop(self._patience_s)
 
 
+class PeerContext(DeadlineContext):
+    """A call's context that knows the client's own address; through Serve that would be a proxy's."""
+
+    def client_address(self) -> str:
+        """The client's address without its port, as gRPC writes it."""
+        peer: str = self._context.peer()
+        return peer.rpartition(":")[0] or peer
+
+
 def handlers(servicer: GrpcServicer) -> grpc.GenericRpcHandler:
     """The protocol's methods, as a server of grpcio takes them."""
     by_name = {
         method: grpc.unary_unary_rpc_method_handler(
-            with_deadline(getattr(servicer, method)), response_serializer=_serialized
+            with_deadline(getattr(servicer, method), PeerContext), response_serializer=_serialized
         )
         for method in METHODS
     }
     by_name[STREAM_METHOD] = grpc.stream_stream_rpc_method_handler(
-        stream_with_deadline(getattr(servicer, STREAM_METHOD)), response_serializer=_serialized
+        stream_with_deadline(getattr(servicer, STREAM_METHOD), PeerContext), response_serializer=_serialized
     )
     return grpc.method_handlers_generic_handler(SERVICE, by_name)
 

@@ -68,22 +68,25 @@ class DeadlineContext:
         return metadata if remaining_s is None else (*metadata, timeout_entry(remaining_s))
 
 
-def with_deadline(handler: Callable[[bytes, Any], Awaitable[Answer]]) -> Callable[[bytes, Any], Awaitable[Answer]]:
+def with_deadline(
+    handler: Callable[[bytes, Any], Awaitable[Answer]], wrap: Callable[[Any], Any] = DeadlineContext
+) -> Callable[[bytes, Any], Awaitable[Answer]]:
     """The handler of a method, given a context whose metadata still has the call's deadline."""
 
     async def handle(payload: bytes, context: Any) -> Answer:
-        return await handler(payload, DeadlineContext(context))
+        return await handler(payload, wrap(context))
 
     return handle
 
 
 def stream_with_deadline(
     handler: Callable[[AsyncIterator[bytes], Any], AsyncGenerator[Answer, None]],
+    wrap: Callable[[Any], Any] = DeadlineContext,
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
     """The same for a method that takes and gives streams. Its answers end when the call does, even if the client leaves."""
 
     async def handle(payloads: AsyncIterator[bytes], context: Any) -> None:
-        async with aclosing(handler(payloads, DeadlineContext(context))) as answers:
+        async with aclosing(handler(payloads, wrap(context))) as answers:
             async for each in answers:
                 await context.write(each)
 

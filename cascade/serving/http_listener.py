@@ -10,14 +10,18 @@ import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from itertools import count
 from typing import Any
 
 import uvicorn
 
-from cascade.errors import ConfigError
+from cascade.errors import ConfigError, TooSlow
 from cascade.serving.address import Address
+from cascade.serving.http_protocol import GuardedProtocol
+from cascade.spec_sections import LimitsSpec
 from cascade.wire.http import MAX_REQUEST_ID_CHARS
+from cascade.wire.problem import problem
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
 
@@ -26,6 +30,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+PEER = "cascade.peer"
+"""Where an ASGI scope has the address of the client itself; another server's scope has that of a proxy, and not this."""
 WATCH_AFTER_S = 0.02
 """Requests are looked through this often, and one that was there the last time has its client watched from then on. A task,
 or just a timer, for each request that is answered at once would cost more than the answers that nobody waits for."""
@@ -47,16 +53,18 @@ class HttpListener:
         app: the ASGI application behind it.
         address: where to listen.
         patience_s: how long `close` waits for requests that are under way.
+        limits: what clients may ask of it.
     """
 
-    def __init__(self, app: App, address: Address, patience_s: float) -> None:
+    def __init__(self, app: App, address: Address, patience_s: float, limits: LimitsSpec | None = None) -> None:
         self._address = address
-        self._watched = Watched(app)
+        limits = limits or LimitsSpec()
+        self._watched = Watched(app, limits.body_s)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._watched,
                 interface="asgi3",
-                http="httptools",
+                http=partial(GuardedProtocol, limits),  # type: ignore[arg-type]  # called like the class
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -107,21 +115,23 @@ class HttpListener:
 
 
 class Watched:
-    """An ASGI application whose requests have an id, and end when their client leaves while they wait.
+    """An ASGI application whose requests have an id, and end when their client leaves while they wait, or sends too slowly.
 
     The id is the client's ``x-request-id`` or a new one; the application finds it among the request's headers, the client
-    among the answer's.
+    among the answer's. The client's own address is `PEER` of the scope.
 
     Attributes:
         ending: whether each answer shall be the last on its connection.
 
     Args:
         app: the application.
+        body_s: time in which a body must have come.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, body_s: float = 30.0) -> None:
         self.ending = False
         self._app = app
+        self._body_s = body_s
         self._visits: set[_Visit] = set()
         self._seen: set[_Visit] = set()
         self._look: asyncio.TimerHandle | None = None
@@ -134,25 +144,36 @@ class Watched:
             await self._app(scope, receive, send)
             return
         visit = _Visit(self, receive, send, self._request_id(scope["headers"]))
+        client = scope.get("client")
+        scope[PEER] = client[0] if client else ""
         self._visits.add(visit)
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._look_through)
         try:
             await self._app(scope, visit.receive, visit.send)
         except asyncio.CancelledError:
-            if not visit.left:
+            if not (visit.left or visit.late):
                 raise  # the server is closing
             visit.task.uncancel()
+            if visit.late and not visit.started:
+                await self._refuse_late(visit)
         finally:
             self._visits.remove(visit)
             visit.end()
 
     def _look_through(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for visit in self._visits & self._seen:
-            visit.watch()
+            visit.watch(now, self._body_s)
         self._seen = set(self._visits)
         again = bool(self._visits)
-        self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._look_through) if again else None
+        self._look = loop.call_later(WATCH_AFTER_S, self._look_through) if again else None
+
+    async def _refuse_late(self, visit: "_Visit") -> None:
+        reply = problem(TooSlow(f"the body must come within {self._body_s:g} s"))
+        await visit.send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        await visit.send({"type": "http.response.body", "body": reply.body})
 
     def _request_id(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         for name, value in headers:
@@ -167,13 +188,16 @@ class Watched:
 class _Visit:
     """One request, and whether its client is still there."""
 
-    __slots__ = ("_all", "_id", "_read", "_receive", "_send", "_watch", "left", "task")
+    __slots__ = ("_all", "_id", "_read", "_receive", "_send", "_until_s", "_watch", "late", "left", "started", "task")
 
     def __init__(self, all_visits: Watched, receive: Receive, send: Send, request_id: bytes) -> None:
         task = asyncio.current_task()
         assert task is not None, "an ASGI server runs every request in a task"
         self.task = task
         self.left = False
+        self.late = False
+        self.started = False
+        self._until_s: float | None = None
         self._all = all_visits
         self._receive = receive
         self._send = send
@@ -190,14 +214,26 @@ class _Visit:
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on, the request's id in front."""
         if message["type"] == "http.response.start":
+            self.started = True
             message["headers"] = [*message["headers"], (b"x-request-id", self._id)]
             if self._all.ending:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
-    def watch(self) -> None:
-        """From now on notice when the client leaves; while its body is being read, that is noticed anyway."""
-        if self._read and self._watch is None:
+    def watch(self, now: float, body_s: float) -> None:
+        """From now on notice when the client leaves; while its body is being read, that is noticed anyway.
+
+        Args:
+            now: the event loop's time.
+            body_s: time in which the body must have come; counted from the first look, which is soon.
+        """
+        if not self._read:
+            if self._until_s is None:
+                self._until_s = now + body_s
+            elif now >= self._until_s and not self.late:
+                self.late = True
+                self.task.cancel()
+        elif self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._wait_for_end())
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cascade import __version__
 from cascade.errors import BadRequest, CascadeError, Overloaded, PayloadTooLarge
-from cascade.serving.http_listener import Message, Receive, Send
+from cascade.serving.http_listener import PEER, Message, Receive, Send
 from cascade.serving.service import PLATFORM, Answered, Service, hold_back
 from cascade.serving.status import Status, page
 from cascade.serving.streaming import Event, stream
@@ -46,6 +46,7 @@ class Ingress:
 
     Attributes:
         listeners: opened when the service has started, closed before it stops.
+        beside: opened before the listeners and closed after them: what requests need that are under way then.
         status: what people are shown.
 
     Args:
@@ -55,6 +56,7 @@ class Ingress:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.listeners: list[Listener] = []
+        self.beside: list[Listener] = []
         self.status = Status(service)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -64,16 +66,16 @@ class Ingress:
             return
         if scope["type"] != "http":
             return
-        facts = read_headers(scope["headers"])
+        facts, client, streams = read_headers(scope["headers"]), "", False
         try:
             raw_path = scope.get("raw_path")
             path = raw_path.decode("latin-1") if raw_path else scope["path"]
             # A mount prefix is part of the path here; the routes start behind it.
             path = path.removeprefix(scope.get("root_path", "").rstrip("/"))
             route = parse_route(scope["method"], path)
-            if route.model is not None:
-                self._service.check_model(route.model, route.version)
-            if route.kind is RouteKind.INFER_STREAM or (route.kind is RouteKind.INFER and facts.event_stream):
+            streams = route.kind is RouteKind.INFER_STREAM or (route.kind is RouteKind.INFER and facts.event_stream)
+            facts, client = self._let_in(route, facts, scope, streams=streams)
+            if streams:
                 await self._stream(facts, receive, send)
                 return
             if route.kind is RouteKind.INFER:
@@ -92,21 +94,43 @@ class Ingress:
         except Exception as error:
             await hold_back(error)
             status, headers, body = self._refusal(error, facts)
+        finally:
+            self._service.gate.leave(client, stream=streams)
         if scope["method"] == "HEAD":
             body = b""
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _let_in(self, route: Route, facts: HeaderFacts, scope: Message, *, streams: bool) -> tuple[HeaderFacts, str]:
+        """Check the key, then the model, then how much the client has under way.
+
+        Returns:
+            The facts, with what the key gives, and the client that the gate has counted.
+        """
+        service = self._service
+        asks = route.kind in (RouteKind.INFER, RouteKind.INFER_STREAM)
+        try:
+            grant = service.gate.grant(route.kind, scope["headers"])
+            if route.model is not None:
+                service.check_model(route.model, route.version)
+            client = service.gate.enter(grant, scope.get(PEER, ""), stream=streams) if asks else ""
+        except CascadeError:
+            if asks:
+                service.count_refused()
+            raise
+        return (facts if grant is None else facts._replace(grant=grant)), client
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._service.start()
-                for listener in self.listeners:
+                for listener in (*self.beside, *self.listeners):
                     await listener.open()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await asyncio.gather(*(listener.close() for listener in self.listeners))
+                await asyncio.gather(*(listener.close() for listener in self.beside))
                 await self._service.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

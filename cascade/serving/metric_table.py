@@ -53,7 +53,7 @@ def _histogram(name: str, labels: tuple[str, ...], text: str) -> Metric:
 
 STAGE, CLASS, OUTCOME = ("stage",), ("priority",), ("outcome",)
 
-REQUESTS = _counter("cascade_requests_total", "requests", OUTCOME, "inference requests that were answered or refused")
+REQUESTS = _counter("cascade_requests_total", "requests", OUTCOME, "inference requests by what became of them")
 ROWS = _counter("cascade_rows_total", "rows", OUTCOME, "rows answered, shed, expired, failed or cancelled")
 ANSWERS = _counter("cascade_answers_total", "rows", ("stage", "reason"), "rows answered, by stage and exit reason")
 DEGRADED_ROWS = _counter(

@@ -1,6 +1,7 @@
-"""How many replicas of each stage are healthy, as Serve last said, and what they are called in a ticket.
+"""Which replicas of each stage there are, as Serve last said, what they are called in a ticket, and what calls went where.
 
-A registry that handles write and the router reads.
+A registry that handles write and the router reads, and the other way round: which replicas are to be left out. Where Serve's
+handles run in a thread of their own, they and the router's loop write different entries, each in one step.
 
 A process that has handles is a router of one application, so a stage's name alone will do.
 
@@ -8,7 +9,8 @@ It lives apart from the class that writes it, because Serve ships that class's o
 be a copy.
 """
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Generic, TypeVar
@@ -19,20 +21,24 @@ Replica = TypeVar("Replica")
 DIGEST = "digest"
 """Under which a replica's metadata holds what its answers depend on, see `Ladder.stage_digest`."""
 
-_running: dict[str, int] = {}
+_running: dict[str, frozenset[int]] = {}
+_left_out: dict[str, frozenset[int]] = {}
+_sent: dict[int, int | None] = {}
 _digests: dict[str, str] = {}
 _strangers: set[str] = set()
 
+NOBODY: frozenset[int] = frozenset()
 
-def note(deployment: str, replicas: int, *, strangers: bool = False) -> None:
+
+def note(deployment: str, replicas: Iterable[int], *, strangers: bool = False) -> None:
     """Take down the replicas of a deployment; called by the handles' request routers.
 
     Args:
         deployment: its name.
-        replicas: how many may be called here.
+        replicas: tags of those that may be called here.
         strangers: whether others run beside them.
     """
-    _running[deployment] = replicas
+    _running[deployment] = frozenset(replicas)
     (_strangers.add if strangers else _strangers.discard)(deployment)
 
 
@@ -55,9 +61,54 @@ def fits(deployment: str, digest: str | None) -> bool:
     return digest is None or digest == _digests.get(deployment, digest)
 
 
+def tags(deployment: str) -> frozenset[int]:
+    """Tags of the running replicas of a deployment; none until a handle of this process has heard of it."""
+    return _running.get(deployment, NOBODY)
+
+
 def running(deployment: str) -> int | None:
-    """Running replicas of a deployment; None until a handle of this process has heard of it."""
-    return _running.get(deployment)
+    """Running replicas of a deployment without those that are left out; None until a handle of this process has heard of it.
+
+    Where nobody else is left, those that are left out count, for calls go to them then.
+    """
+    known = _running.get(deployment)
+    return None if known is None else len(known - left_out(deployment)) or len(known)
+
+
+def leave_out(deployment: str, replicas: frozenset[int]) -> None:
+    """No call goes to these until further notice, but for those that name one of them."""
+    _left_out[deployment] = replicas
+
+
+def left_out(deployment: str) -> frozenset[int]:
+    """Tags of the replicas of a deployment that no call should go to."""
+    return _left_out.get(deployment, NOBODY)
+
+
+def follow(call: int) -> None:
+    """From now on it is taken down which replica this call is sent to."""
+    _sent[call] = None
+
+
+def note_sent(call: int, replica: int) -> None:
+    """A call goes to a replica now; called by the handles."""
+    if call in _sent:
+        _sent[call] = replica
+
+
+def sent() -> Mapping[int, int | None]:
+    """Of the calls that are followed, the tag of the replica that each was last sent to; None while it waits for one."""
+    return _sent
+
+
+def calls_by_replica() -> Counter[int]:
+    """How many of the calls that are followed each replica has, by tag."""
+    return Counter(tag for tag in list(_sent.values()) if tag is not None)  # a list first: another thread may write
+
+
+def ended(call: int) -> int | None:
+    """Follow a call no longer; where it was sent."""
+    return _sent.pop(call, None)
 
 
 class Usable(Generic[Id, Replica]):
@@ -68,10 +119,12 @@ class Usable(Generic[Id, Replica]):
 
     Args:
         deployment: its name.
+        name: the unique id that Serve gave a replica.
     """
 
-    def __init__(self, deployment: str) -> None:
+    def __init__(self, deployment: str, name: Callable[[Id], str] = str) -> None:
         self._deployment = deployment
+        self._name = name
         self._usable: dict[Id, Replica] = {}
 
     def told(self, running: Mapping[Id, tuple[str | None, Replica]]) -> list[Replica]:
@@ -83,13 +136,16 @@ class Usable(Generic[Id, Replica]):
         usable = {each: replica for each, (digest, replica) in running.items() if fits(self._deployment, digest)}
         strangers = len(usable) < len(running)
         self._usable = self._usable | usable if strangers else usable
-        note(self._deployment, len(self._usable), strangers=strangers)
+        self._note(strangers)
         return list(self._usable.values())
 
     def died(self, replica: Id) -> None:
         """A replica was found gone, of which Serve may have no word any more."""
         self._usable.pop(replica, None)
-        note(self._deployment, len(self._usable), strangers=has_strangers(self._deployment))
+        self._note(has_strangers(self._deployment))
+
+    def _note(self, strangers: bool) -> None:
+        note(self._deployment, [tag_of(self._name(each)) for each in self._usable], strangers=strangers)
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ the fakes of a test.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -31,6 +32,7 @@ from cascade.serving.batches import BatchArrays
 from cascade.serving.journal import Troubles
 from cascade.serving.lag import LoopLag
 from cascade.serving.messages import Asked, Message, Refined, StreamedMessage, overloaded
+from cascade.serving.poison import Wards, readable
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
 from cascade.serving.succession import Present
@@ -87,16 +89,20 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
+        self.wards = Wards(clock)
         self._troubles = Troubles(names or range(len(stages)))
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
+        # A batch holds rows of many clients. Made in the context of one of them, its call would carry that client's request
+        # id, which Serve takes for the call's own, and would be cancelled when that client leaves.
+        self._nobodys = Context()
         self._calls: dict[Batch, asyncio.Task[None]] = {}
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self.slow_loop = SlowLoop(policy, control, self._carry_out, clock())
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
-        self.requests = {"answered": 0, "refused": 0}
+        self.requests = {"answered": 0, "refused": 0, "cancelled": 0}
         self.durations = Durations()
         self.version = ""
         self.present = Present()
@@ -157,7 +163,8 @@ class Router:
         Raises:
             Overloaded: turned away before stage 0.
             DeadlineExceeded: a row had no answer of any stage when its deadline came.
-            StageFailed: the first stage failed twice.
+            UnprocessableRow: the first stage fails on a row, and not on others.
+            StageFailed: the first stage failed on a row again and again, for whatever reason.
         """
         message = Message(inputs, rows, self._loop.create_future())
         walks = self._admit(message, rows, refine=False, **asked)
@@ -207,7 +214,8 @@ class Router:
         min_confidence: float = inf,
         trail: Trail | None = None,
     ) -> tuple[Walk, ...]:
-        """Hand a message's rows to the policy; raises Overloaded if they are turned away."""
+        """Hand a message's rows to the policy; raises Overloaded or UnprocessableRow if they are turned away."""
+        self.wards.check(message.inputs, rows)
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
@@ -253,7 +261,7 @@ class Router:
         # Dispatch runs once the loop has read every message that is ready now, so that they can share a batch.
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump, context=self._nobodys)
 
     def _pump(self) -> None:
         self._pumping = False
@@ -277,7 +285,7 @@ class Router:
         if self._timer is None or when < self._timer.when() - 0.001:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_later(delay_s, self._on_timer)
+            self._timer = self._loop.call_later(delay_s, self._on_timer, context=self._nobodys)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -295,6 +303,8 @@ class Router:
                     self._run(batch)
                 case Expire(message):
                     message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
+                case Fail(message, places, poisoned=True) if message.inputs:
+                    message.refuse(self.wards.poisoned(message.inputs, places))
                 case Fail(message):
                     message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
@@ -351,8 +361,9 @@ class Router:
 
     def _judged(self, batch: Batch, result: StageResult) -> list[Command]:
         expected = (batch.rows, self._classes)
-        if result.logits.shape != expected or not np.isfinite(result.logits).all():
-            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected finite {expected}")
+        if result.logits.shape != expected:
+            raise ValueError(f"stage {batch.stage} returned logits {result.logits.shape}, expected {expected}")
+        logits, poisoned = readable(result.logits)
         if result.energy is not None:
             self.policy.counts.count_energy(batch.stage, result.energy.joules, result.energy.idle_joules)
         if result.state is not None and self._thinks[batch.stage]:
@@ -363,12 +374,12 @@ class Router:
         judge = self._judges[batch.stage]
         looks_back = batch.stage > 0 and judge.looks_back
         earlier = answers_so_far(batch.walks, self._classes) if looks_back else None
-        judgement = judge(result.logits, earlier)
+        judgement = judge(logits, earlier)
         if self._keeps_evidence:
-            judgement = replace(judgement, evidence=result.logits)
+            judgement = replace(judgement, evidence=logits)
         now = self._clock()
         self._troubles.answered(now, batch.stage)
-        return self.policy.completed(now, batch, judgement, result.run_s)
+        return self.policy.completed(now, batch, judgement, result.run_s, poisoned)
 
     def _failed(self, batch: Batch) -> list[Command]:
         now = self._clock()

@@ -20,13 +20,14 @@ from cascade.serving.answers import (
     recalled_rows,
     worst_of,
 )
+from cascade.serving.gate import Gate
 from cascade.serving.messages import Asked
 from cascade.serving.router import Router
 from cascade.serving.succession import retire, take_over
 from cascade.serving.watching import Watcher, watcher_of
 from cascade.spec import Ladder
 from cascade.wire import metadata
-from cascade.wire.http import HeaderFacts, Provenance, priority_of, time_limit_s
+from cascade.wire.http import HeaderFacts, Provenance, priority_of, tenant_of, time_limit_s
 from cascade.wire.oip import InferRequest, Limits, Signature
 from cascade.wire.parameters import Parameter
 from cascade.wire.status import RouterReading
@@ -59,6 +60,7 @@ class Service:
         signature: what clients may send, and what comes back.
         limits: how far a message may go.
         stage_names: cheapest stage first.
+        gate: who is let in, and how many requests of one client at a time.
         watcher: what is written down of some requests.
         name: of this router process, among those of the ladder.
         problem: why this router has not taken a newer version up; empty if nothing is wrong.
@@ -67,6 +69,9 @@ class Service:
         ladder: the ladder.
         make_router: makes the router; called by `start`.
         watcher: see above; by default what the spec asks for.
+
+    Raises:
+        ConfigError: the spec asks for keys and their file cannot be used.
     """
 
     def __init__(self, ladder: Ladder, make_router: Callable[[], Router], watcher: Watcher | None = None) -> None:
@@ -74,6 +79,7 @@ class Service:
         self.signature = signature_of(ladder)
         self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
         self.stage_names = [stage.name for stage in self.spec.stages]
+        self.gate = Gate.of(ladder)
         self.watcher = watcher or watcher_of(self.spec)
         self.name = "router"
         self.problem = ""
@@ -168,6 +174,9 @@ class Service:
         except Exception:
             router.requests["refused"] += 1
             raise
+        except asyncio.CancelledError:
+            router.requests["cancelled"] += 1
+            raise
         self.count_answered(router, started_ns)
         return reply
 
@@ -182,13 +191,18 @@ class Service:
         router.durations.add((time.perf_counter_ns() - started_ns) * 1e-9)
         self._last_inference_ms = time.time_ns() // 1_000_000
 
+    def count_refused(self) -> None:
+        """Count an inference request that was refused before it came to `infer`."""
+        if self._router is not None:
+            self._router.requests["refused"] += 1
+
     def door(self, router: Router, facts: HeaderFacts) -> None:
         """Turn a message away on what is known before it is read; raises Overloaded then."""
         deadline, admission = self.spec.deadline, self.spec.admission
         # At the door only headers are known: what the body may say of deadline and class counts once it has been read.
         limit_s = time_limit_s(facts, None, deadline.default_s, deadline.max_s)
         priority = priority_of(facts, None, admission.priorities, admission.default_priority)
-        router.door(1, limit_s, priority, facts.tenant or "")
+        router.door(1, limit_s, priority, tenant_of(facts, None))
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
         asked, trail = self.asked(facts, request, spent_s), self.watcher.begin(facts, request)
@@ -222,7 +236,7 @@ class Service:
             "budget_s": time_limit_s(facts, request.timeout_s, deadline.default_s, deadline.max_s) - spent_s,
             "priority": priority_of(facts, request.priority, admission.priorities, admission.default_priority),
             "max_cost": inf if request.max_cost is None else request.max_cost,
-            "tenant": request.tenant or facts.tenant or "",
+            "tenant": tenant_of(facts, request.tenant),
             "min_confidence": inf if request.min_confidence is None else request.min_confidence,
         }
 

@@ -98,6 +98,7 @@ class SlowLoop:
         self.replicas = [place.replicas for place in places]
         self.clearing: Clearing | None = None
         self.at_s = now
+        self._priced_s = now
         self._least_weight = 1.0
         self._seen = (0, 0)
         self._turned_away = 0.0
@@ -115,7 +116,7 @@ class SlowLoop:
 
     def forget_stale(self, now: float) -> None:
         """Go back to base prices where nobody has set any for `PRICES_LAST_S`."""
-        if now > self.at_s + PRICES_LAST_S and self._policy.prices != self._base_prices:
+        if now > self._priced_s + PRICES_LAST_S and self._policy.prices != self._base_prices:
             self._policy.set_prices(self._base_prices)
 
     def rate(self, now: float) -> float:
@@ -213,9 +214,11 @@ class SlowLoop:
         self._least_weight = min([1.0, *(group.weight for group in groups if group.rate > 0)])
         if sum(group.rate for group in groups) < QUIET_RATE:
             self._policy.set_prices([0.0] * len(rows_per_s))
-            return
-        # A stage that is out has no price; the policy passes it by its slots.
-        self._policy.set_prices([price if isfinite(price) else 0.0 for price in clearing.prices], clearing.uncongested_rate)
+        else:
+            # A stage that is out has no price; the policy passes it by its slots.
+            prices = [price if isfinite(price) else 0.0 for price in clearing.prices]
+            self._policy.set_prices(prices, clearing.uncongested_rate)
+        self._priced_s = now  # not before: a round that fails renews no price
 
     async def run(self, clock: Callable[[], float]) -> None:
         """Rounds without end; one that fails is logged, and the next one tries again."""

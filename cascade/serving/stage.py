@@ -10,11 +10,12 @@ from cascade.loading import load_network
 from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.calls import Calls
 from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes
 from cascade.serving.replicas import DIGEST
 from cascade.spec import Ladder
-from cascade.versions import check_digest
+from cascade.versions import group_digest
 
 
 class StageReplica:
@@ -24,15 +25,11 @@ class StageReplica:
         ladder: the ladder.
         index: which of its stages.
         device: where it runs; None for what `load_network` chooses.
-        digest: what its outputs must depend on; None for whatever the files hold now.
-
-    Raises:
-        ConfigError: the files hold something else by now.
     """
 
-    def __init__(self, ladder: Ladder, index: int, device: Device | None = None, digest: str | None = None) -> None:
+    def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
         log_to_serve()
-        self._digest = check_digest(ladder, range(index, index + 1), digest)
+        self._digest = group_digest(ladder, [index])
         stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None
@@ -45,11 +42,18 @@ class StageReplica:
             pads=stage.resumes,
         )
 
-    async def run(self, inputs: Arrays) -> tuple[NDArray[np.float32], float, tuple[float, float] | None, Arrays | None]:
+    async def run(
+        self,
+        inputs: Arrays,
+        call: int = 0,  # noqa: ARG002
+        to: int | None = None,  # noqa: ARG002
+    ) -> tuple[NDArray[np.float32], float, tuple[float, float] | None, Arrays | None]:
         """Run one batch.
 
         Args:
             inputs: one contiguous array [n, *row] for each input, or for each part of the state that the stage resumes from.
+            call: number of the call, by which its sender follows it.
+            to: this replica's tag, if the call was addressed.
 
         Returns:
             The logits [n, classes], the seconds that the network took for these rows, see `Passes.submit`, where they are
@@ -78,13 +82,17 @@ class ReplicaStage:
 
     Args:
         handle: handle of the `StageReplica` deployment.
+        deployment: its name.
     """
 
-    def __init__(self, handle: DeploymentHandle[StageReplica]) -> None:
+    def __init__(self, handle: DeploymentHandle[StageReplica], deployment: str) -> None:
+        self._calls = Calls(deployment)
         # Plain pickle costs a fraction of cloudpickle, and arrays need nothing more.
         self._run = handle.options(method_name="run", request_serialization="pickle", response_serialization="pickle")
 
     async def run(self, inputs: Arrays) -> StageResult:
         """Run one batch on one of the replicas."""
-        logits, run_s, energy, state = await self._run.remote(inputs)
+        rows = len(next(iter(inputs.values())))
+        # Numbers of rows within a factor of two take about equally long.
+        logits, run_s, energy, state = await self._calls.make(self._run.remote, rows.bit_length(), inputs)
         return StageResult(logits, run_s, None if energy is None else Energy(*energy), state)

@@ -43,7 +43,7 @@ def ask_over(handle: DeploymentHandle[Any]) -> AskAll:
 
 
 class Staying:
-    """Keeps the replicas of its version while there are others; a listener of `cascade.serving.ingress`.
+    """Keeps the replicas of its version while there are others, from `open` to `close`.
 
     Args:
         deployments: how to ask the replicas of each deployment, by name.

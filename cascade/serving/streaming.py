@@ -5,6 +5,7 @@ encodings. An event holds all rows of its message. The first leaves when every r
 as it was.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
@@ -83,6 +84,9 @@ async def stream(
                     yield None if shown is None else write(request, shown)
     except Exception:
         router.requests["refused"] += 1
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        router.requests["cancelled"] += 1
         raise
     service.count_answered(router, started_ns)
 

@@ -51,6 +51,7 @@ def take_over(after: "Router", before: "Router") -> None:
     if after.audits is not None and before.audits is not None:
         after.audits.counts = before.audits.counts  # what they found is about the answers of one version each
     after.requests, after.durations = before.requests, before.durations
+    after.wards = before.wards  # the stages are the same, and so is what they fail on
     after.sharing = before.sharing
     after.sharing.append(after)
     after.set_prices()

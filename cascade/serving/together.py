@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,12 +26,13 @@ from cascade.models.energy import Energy
 from cascade.models.exits import State
 from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
+from cascade.serving.calls import Calls
 from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes, Turns
 from cascade.serving.replicas import DIGEST, tag_of
 from cascade.serving.states import Again
 from cascade.spec import Ladder
-from cascade.versions import check_digest
+from cascade.versions import group_digest
 
 TICKET = "ticket"
 """Name of the only array in a state that is kept elsewhere: int64 [rows, 2], the replica's tag and the slot there."""
@@ -69,19 +71,11 @@ class TogetherReplica:
         stages: which of its stages; each resumes the one before.
         device: where it runs; None for what `load_chain` chooses.
         tag: its own in tickets; None for what follows from its name in Serve.
-        digest: see `StageReplica`.
     """
 
-    def __init__(
-        self,
-        ladder: Ladder,
-        stages: range,
-        device: Device | None = None,
-        tag: int | None = None,
-        digest: str | None = None,
-    ) -> None:
+    def __init__(self, ladder: Ladder, stages: range, device: Device | None = None, tag: int | None = None) -> None:
         log_to_serve()
-        self._digest = check_digest(ladder, stages, digest)
+        self._digest = group_digest(ladder, stages)
         self._networks = dict(zip(stages, load_chain(ladder, stages, device=device, meter=True), strict=True))
         self._first = stages.start
         self._tag = tag_of(serve.get_replica_context().replica_id.unique_id) if tag is None else tag
@@ -103,12 +97,14 @@ class TogetherReplica:
             for index, network in self._networks.items()
         }
 
-    async def run(self, index: int, inputs: Arrays) -> Reply:
+    async def run(self, index: int, inputs: Arrays, call: int = 0, to: int | None = None) -> Reply:  # noqa: ARG002
         """Run rows from the inputs of the first of the stages up to the answer of one.
 
         Args:
             index: which.
             inputs: one contiguous array [n, *row] for each input.
+            call: number of the call, by which its sender follows it.
+            to: this replica's tag, if the call was addressed.
         """
         going: Arrays | State = inputs
         run_s = 0.0
@@ -121,7 +117,7 @@ class TogetherReplica:
             going = result.kept or {}
         return self._reply(result.logits, run_s, energies, result.kept)
 
-    async def resume(self, index: int, slots: Slots, freed: Slots, to: int) -> Reply:  # noqa: ARG002
+    async def resume(self, index: int, slots: Slots, freed: Slots, to: int, call: int = 0) -> Reply:  # noqa: ARG002
         """Run rows from what is kept here to the answer of a stage.
 
         Args:
@@ -129,10 +125,14 @@ class TogetherReplica:
             slots: [n] where they are.
             freed: slots that nobody wants any more.
             to: this replica's tag, by which the call got here.
+            call: see `run`.
 
         Returns:
             The rows whose states were found.
         """
+        if to != self._tag:
+            # Meant for one that is gone, or that this one has been started to replace: these slots are other rows' here.
+            return Reply(np.empty((0, 0), np.float32), 0.0, None, None, self._tag, np.empty(0, np.intp))
         self._kept.free(freed)
         state, places = self._kept.take(slots)
         if state is None:
@@ -143,9 +143,10 @@ class TogetherReplica:
         energies = [] if result.energy is None else [result.energy]
         return self._reply(result.logits, result.run_s, energies, result.kept)._replace(places=places)
 
-    async def free(self, freed: Slots, to: int) -> None:  # noqa: ARG002
-        """These slots are not wanted any more."""
-        self._kept.free(freed)
+    async def free(self, freed: Slots, to: int) -> None:
+        """These slots of the replica with that tag are not wanted any more."""
+        if to == self._tag:
+            self._kept.free(freed)
 
     async def stay(self, seconds: float) -> None:
         """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""
@@ -170,9 +171,11 @@ class TogetherHandle:
 
     Args:
         handle: handle of the `TogetherReplica` deployment, whose calls can be addressed (`AddressedRouter`).
+        deployment: its name.
     """
 
-    def __init__(self, handle: DeploymentHandle[TogetherReplica]) -> None:
+    def __init__(self, handle: DeploymentHandle[TogetherReplica], deployment: str) -> None:
+        self._calls = Calls(deployment)
         plain: dict[str, Any] = {"request_serialization": "pickle", "response_serialization": "pickle"}
         self._run = handle.options(method_name="run", **plain)
         self._resume = handle.options(method_name="resume", **plain)
@@ -182,13 +185,20 @@ class TogetherHandle:
 
     async def run(self, index: int, inputs: Arrays) -> Reply:
         """See `TogetherReplica.run`; on any replica."""
-        reply: Reply = await self._run.remote(index, inputs)
+        rows = len(next(iter(inputs.values())))
+        kind = ("run", index, rows.bit_length())
+        reply: Reply = await self._calls.make(self._run.remote, kind, index, inputs, discard=self._discard)
         return reply
+
+    def _discard(self, reply: Reply) -> None:
+        if reply.slots is not None:
+            self.forget(np.column_stack([np.full_like(reply.slots, reply.tag), reply.slots]))
 
     async def resume(self, index: int, tag: int, slots: Slots) -> Reply:
         """See `TogetherReplica.resume`; on the replica with that tag, or any other if it is gone."""
         freed = np.array(self._unwanted.pop(tag, ()), dtype=np.int64)
-        reply: Reply = await self._resume.remote(index, slots, freed, to=tag)
+        kind = ("resume", index, len(slots).bit_length())
+        reply: Reply = await self._calls.make(self._resume.remote, kind, index, slots, freed, to=tag)
         return reply
 
     def forget(self, tickets: NDArray[np.int64]) -> None:
@@ -196,7 +206,8 @@ class TogetherHandle:
         for tag, slot in tickets.tolist():
             self._unwanted[tag].append(slot)
         if self._telling is None:
-            self._telling = asyncio.get_running_loop().create_task(self._tell())
+            # Not in the context of the client whose row this is, as in the router.
+            self._telling = asyncio.get_running_loop().create_task(self._tell(), context=Context())
 
     async def _tell(self) -> None:
         await asyncio.sleep(FREE_EVERY_S)

@@ -89,6 +89,7 @@ def simulate(
     rows: NDArray[np.intp],
     clients: Clients | Mix,
     *,
+    poison: NDArray[np.bool_] | None = None,
     planner: Planner | None = None,
     plan_period_s: float = 0.5,
     progress: Callable[[float], None] | None = None,
@@ -102,6 +103,7 @@ def simulate(
         arrivals: when requests come; each is a message of one row.
         rows: [N] which row of the table each one is, see `draw_rows`.
         clients: what they ask for.
+        poison: [N] whether every call fails that holds this request's row; none do by default.
         planner: the slow loop, called every ``plan_period_s`` while requests come.
         plan_period_s: see above.
         progress: told the share that is done, now and then.
@@ -118,7 +120,9 @@ def simulate(
         raise ConfigError(f"{len(rows)} arrivals need a mix of as many, got {len(clients.deadline_s)}")
     if planner is not None and not plan_period_s > 0:
         raise ConfigError(f"the plan period must be above 0, got {plan_period_s:g}")
-    run = _Run(policy, cluster, table, arrivals, rows, clients)
+    if poison is not None and len(poison) != len(rows):
+        raise ConfigError(f"{len(rows)} arrivals need as many marks of poison, got {len(poison)}")
+    run = _Run(policy, cluster, table, arrivals, rows, clients, poison)
     run.go(planner, plan_period_s, progress)
     return run.record()
 
@@ -134,8 +138,10 @@ class _Run:
         arrivals: Arrivals,
         rows: NDArray[np.intp],
         clients: Clients | Mix,
+        poison: NDArray[np.bool_] | None = None,
     ) -> None:
         self._policy = policy
+        self._poison = frozenset(() if poison is None else np.flatnonzero(poison).tolist())
         self._cluster = cluster
         self._table = table
         self._arrivals = arrivals
@@ -217,7 +223,7 @@ class _Run:
         if call.given_up:
             return []  # as the router, which has stopped waiting for it
         del self._calls[batch]
-        if call.replica is None:
+        if call.replica is None or (self._poison and any(walk.request.tag in self._poison for walk in batch.walks)):
             return self._policy.failed(now, batch)
         return self._policy.completed(now, batch, self._evidence.judge(batch), call.run_s)
 

@@ -4,16 +4,19 @@ Knows names and the tree of errors; nothing of channels, clocks or stages. Metad
 mean. What went wrong inside is never shown.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cascade.errors import (
     BadRequest,
     DeadlineExceeded,
+    Forbidden,
     NotReady,
     Overloaded,
     PayloadTooLarge,
     StageFailed,
+    TooManyRequests,
+    Unauthorized,
     UnknownModel,
 )
 from cascade.wire.http import HeaderFacts, read_headers
@@ -22,6 +25,9 @@ from cascade.wire.problem import shown
 _CODES: Final = {
     PayloadTooLarge: "RESOURCE_EXHAUSTED",  # as gRPC itself has it for a message over its own limit
     BadRequest: "INVALID_ARGUMENT",
+    Unauthorized: "UNAUTHENTICATED",
+    Forbidden: "PERMISSION_DENIED",
+    TooManyRequests: "RESOURCE_EXHAUSTED",
     UnknownModel: "NOT_FOUND",
     NotReady: "UNAVAILABLE",
     Overloaded: "UNAVAILABLE",  # like 503: the server's capacity, not this client's quota
@@ -62,7 +68,7 @@ def status_of(error: Exception) -> Status:
     error, detail = shown(error)
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "INTERNAL")
     metadata = [("cascade-code", error.code)]
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | TooManyRequests):
         metadata.append(("retry-after", str(error.retry_after_s)))
         metadata.append(("grpc-retry-pushback-ms", str(1000 * error.retry_after_s)))
     return Status(code, f"{error.title}: {detail}"[:_MAX_DETAILS_CHARS], tuple(metadata))
@@ -77,7 +83,12 @@ def read_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> HeaderFacts:
     Returns:
         The facts. Never fails, whatever the values are.
     """
-    return read_headers(
+    return read_headers(fields_of(metadata))
+
+
+def fields_of(metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """A call's metadata as the fields of an HTTP request's headers; binary ones are left out."""
+    return (
         (name.encode("ascii", "replace"), value.encode("utf-8", "replace"))
         for name, value in metadata
         if isinstance(value, str)

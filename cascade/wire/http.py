@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from cascade.errors import BadRequest
 from cascade.wire.event_stream import prefers_event_stream
+from cascade.wire.grant import Grant
 from cascade.wire.tensors import brief
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -55,6 +56,7 @@ class HeaderFacts(NamedTuple):
         tenant: ``Cascade-Tenant`` where it is short printable ASCII, else None.
         event_stream: ``Accept`` prefers an event stream to JSON.
         explain: ``Cascade-Explain: ?1``, the client wants to know why it is answered as it is.
+        grant: what its key gives it, put in by whoever knows the keys; None where none is asked for.
     """
 
     inference_header_length: bytes | None = None
@@ -70,6 +72,7 @@ class HeaderFacts(NamedTuple):
     tenant: str | None = None
     event_stream: bool = False
     explain: bool = False
+    grant: Grant | None = None
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
@@ -257,13 +260,29 @@ def priority_of(facts: HeaderFacts, requested: int | None, priorities: int, defa
         default: the class when nobody says anything.
 
     Returns:
-        1 (most important) to ``priorities``.
+        1 (most important) to ``priorities``; of a request with a key not above the key's class, which is also the default.
     """
-    if requested is not None:
-        return requested
-    if facts.urgency is not None:
-        return 1 + facts.urgency * priorities // _URGENCIES
-    return default
+    claimed = requested
+    if claimed is None and facts.urgency is not None:
+        claimed = 1 + facts.urgency * priorities // _URGENCIES
+    if facts.grant is not None:
+        return facts.grant.priority if claimed is None else max(claimed, facts.grant.priority)
+    return default if claimed is None else claimed
+
+
+def tenant_of(facts: HeaderFacts, requested: str | None) -> str:
+    """For whom a request is: its key's tenant, else what the request says, its parameter before its header.
+
+    Args:
+        facts: the request's headers.
+        requested: the OIP parameter, None if absent.
+
+    Returns:
+        A name; empty if nobody is named.
+    """
+    if facts.grant is not None:
+        return facts.grant.tenant
+    return requested or facts.tenant or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,16 @@ from urllib.parse import quote
 
 import orjson
 
-from cascade.errors import CascadeError, ConfigError, MethodNotAllowed, Overloaded
+from cascade.errors import (
+    CascadeError,
+    ConfigError,
+    HeadersTooLarge,
+    MethodNotAllowed,
+    Overloaded,
+    TooManyRequests,
+    TooSlow,
+    Unauthorized,
+)
 from cascade.wire.http import Headers
 
 _INTERNAL_DETAIL: Final = "the server could not handle the request; its log says why"
@@ -50,7 +59,8 @@ def problem(error: Exception, request_id: str | None = None) -> Reply:
         request_id: the client's id for the request, if it is known.
 
     Returns:
-        The answer, with ``Retry-After`` for a shed request and ``Allow`` for a wrong method.
+        The answer, with ``Retry-After`` for a shed request or too many, ``Allow`` for a wrong method, ``WWW-Authenticate``
+        where a key is wanted, and ``Connection: close`` where the rest of the request is not waited for.
     """
     error, detail = shown(error)
     document: dict[str, Any] = {
@@ -65,8 +75,12 @@ def problem(error: Exception, request_id: str | None = None) -> Reply:
         document["instance"] = f"urn:request:{quote(request_id, safe='', errors='replace')}"
     body = orjson.dumps(document)
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | TooManyRequests):
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b'Bearer realm="cascade"'))
+    if isinstance(error, TooSlow | HeadersTooLarge):
+        headers.append((b"connection", b"close"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allowed).encode("ascii")))
     return Reply(error.status, headers, body)

@@ -27,7 +27,6 @@ class Row:
     request: Request
     walk: Walk
     called: list[int] = field(default_factory=list)
-    retried: list[int] = field(default_factory=list)
     answers: list[tuple[int, Judgement, int]] = field(default_factory=list)
     first_answer_s: float = inf
     protected: bool = False

@@ -3,7 +3,8 @@
 The machine keeps its own books from the commands alone and compares them with the policy's after every step.
 """
 
-from math import inf
+from collections.abc import Collection
+from math import ceil, inf, log2
 
 import pytest
 from builders import MS, judged, stage
@@ -54,6 +55,7 @@ class Driver(RuleBasedStateMachine):
         self.given_up: list[Batch] = []
         self.returned = [[0, 0, 0.0, 0.0] for _ in stages]
         self.failures = [0 for _ in stages]
+        self.failed_rows: dict[tuple[Walk, int], int] = {}
         self.late_tick = False
         self.finish_by = finish_by
 
@@ -106,12 +108,13 @@ class Driver(RuleBasedStateMachine):
         return min(priority, len(self.caps)) - 1
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), p_correct=st.sampled_from([0.25, 0.5, 0.75]), dispatch=st.booleans())
-    def complete(self, data, p_correct, dispatch):
+    @rule(data=st.data(), p_correct=st.sampled_from([0.25, 0.5, 0.75]), poison=st.booleans(), dispatch=st.booleans())
+    def complete(self, data, p_correct, poison, dispatch):
         batch = data.draw(st.sampled_from(self.running))
         width = len(self.stages) - 1 - batch.stage
         rows = st.lists(st.lists(GAIN, min_size=width, max_size=width), min_size=len(batch.walks), max_size=len(batch.walks))
-        self.come_back(batch, judged(*data.draw(rows), p_correct=p_correct))
+        poisoned = data.draw(st.sets(st.sampled_from(range(batch.rows)))) if poison else ()
+        self.come_back(batch, judged(*data.draw(rows), p_correct=p_correct), poisoned)
         self.settle(dispatch)
 
     @rule(
@@ -205,9 +208,10 @@ class Driver(RuleBasedStateMachine):
                 share = 0.5 if index == len(self.stages) - 1 else 0.25
                 work = share * self.usual_deadline_s * capacity.rows_per_s
                 protected = sum(row.protected and row.walk.state is State.DEFERRED for row in self.rows)
-                assert waiting <= max(work, capacity.slots * capacity.max_batch_size, protected)
+                again = self.policy._again[index].rows  # these have been sent before, and are not evicted
+                assert waiting - again <= max(work, capacity.slots * capacity.max_batch_size, protected)
 
-    def come_back(self, batch: Batch, judgement: Judgement) -> None:
+    def come_back(self, batch: Batch, judgement: Judgement, poisoned: Collection[int] = ()) -> None:
         self.running.remove(batch)
         books = self.returned[batch.stage]
         books[0] += 1
@@ -215,11 +219,12 @@ class Driver(RuleBasedStateMachine):
         books[2] += sum(walk.queued_s for walk in batch.walks)
         books[3] += self.now - batch.started_s
         for place, walk in enumerate(batch.walks):
-            if self.of[walk].outcome is None:
+            if self.of[walk].outcome is None and place not in poisoned:
                 self.of[walk].answers.append((batch.stage, judgement, place))
                 self.of[walk].first_answer_s = min(self.of[walk].first_answer_s, self.now)
-        self.obey(self.policy.completed(self.now, batch, judgement))
+        self.obey(self.policy.completed(self.now, batch, judgement, poisoned=poisoned))
         self.note_protected()
+        assert all(self.of[walk].outcome for place, walk in enumerate(batch.walks) if place in poisoned)
         for row in (self.of[walk] for walk in batch.walks):
             if row.request.refine and row.outcome is None:
                 assert row.shown == row.answers, "a row that goes on has not shown what it has"
@@ -244,23 +249,29 @@ class Driver(RuleBasedStateMachine):
 
     def break_down(self, batch: Batch) -> None:
         self.running.remove(batch)
-        self.failures[batch.stage] += 1
-        self.obey(self.policy.failed(self.now, batch), broken=batch)
+        self.note_failure(batch)
+        self.obey(self.policy.failed(self.now, batch))
 
-    def obey(self, commands: list[Command], broken: Batch | None = None) -> None:
+    def note_failure(self, batch: Batch) -> None:
+        self.failures[batch.stage] += 1
+        for walk in batch.walks:
+            failed = self.failed_rows.get((walk, batch.stage), 0)
+            assert failed == batch.attempt - 1
+            self.failed_rows[walk, batch.stage] = failed + 1
+
+    def obey(self, commands: list[Command]) -> None:
         for place, command in enumerate(commands):
             match command:
                 case Run(batch):
                     # A batch given up after this one was sent has changed the prediction.
                     learned = any(isinstance(c, Abandon) and c.batch.stage == batch.stage for c in commands[place:])
-                    self.check_run(batch, broken, learned)
+                    self.check_run(batch, learned)
                     self.running.append(batch)
                 case Abandon(batch):
                     assert batch.give_up_s <= self.now
                     self.running.remove(batch)
                     self.given_up.append(batch)
-                    self.failures[batch.stage] += 1
-                    broken = batch
+                    self.note_failure(batch)
                 case Reply(tag, answer):
                     row = self.end(tag, "answered")
                     self.check_reply(row, answer)
@@ -284,7 +295,7 @@ class Driver(RuleBasedStateMachine):
         row.outcome = outcome
         return row
 
-    def check_run(self, batch: Batch, broken: Batch | None, learned: bool) -> None:
+    def check_run(self, batch: Batch, learned: bool) -> None:
         capacity = self.policy.capacities[batch.stage]
         assert 1 <= len(batch.walks) <= capacity.max_batch_size
         assert capacity.slots, "work was begun on a stage that is out"
@@ -301,12 +312,9 @@ class Driver(RuleBasedStateMachine):
                 if batch.stage:
                     assert row.cost <= row.request.budget
             else:
-                assert broken is not None
-                assert walk in broken.walks
-                assert (broken.stage, broken.attempt) == (batch.stage, 1)
+                assert self.failed_rows[walk, batch.stage] == batch.attempt - 1
+                assert batch.attempt <= 2 + ceil(log2(capacity.max_batch_size))
                 assert row.called[-1] == batch.stage
-                assert batch.stage not in row.retried
-                row.retried.append(batch.stage)
             limit_s = row.request.answer_by_s if row.answers else row.request.deadline_s
             assert learned or self.now + capacity.service.predict(len(batch.walks)) <= limit_s
 
@@ -377,7 +385,8 @@ class Driver(RuleBasedStateMachine):
                 waiting[walk.stage] += 1
                 assert with_stage == 0
             elif walk.state in (State.RUNNING, State.ESCALATED):
-                assert with_stage == 1
+                waiting[walk.stage] += not with_stage  # to be sent again
+                assert with_stage == 1 or (walk, walk.stage) in self.failed_rows
             assert walk.done or walk.has_answer == (walk.state in (State.DEFERRED, State.ESCALATED))
         assert waiting == [self.policy.waiting(index) for index in range(len(self.stages))]
 

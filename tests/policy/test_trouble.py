@@ -47,17 +47,21 @@ def test_a_retry_that_works_is_like_any_other_visit():
 
 def test_stage_0_failing_twice_fails_the_rows_that_have_no_answer():
     policy = three()
-    (again,) = batches(policy.failed(0.0, at_stage0(policy, request("a"), request("b"))))
-    assert policy.failed(0.0, again) == [Fail("a"), Fail("b")]
+    (first,) = batches(policy.failed(0.0, at_stage0(policy, request("a"), request("b"))))
+    assert policy.failed(0.0, first) == [Fail("a")]
+    (second,) = batches(policy.dispatch(0.0))
+    assert policy.failed(0.0, second) == [Fail("b")]
     assert (policy.counts.failed, policy.counts.live) == (2, 0)
 
 
 def test_only_the_rows_that_can_still_be_in_time_are_tried_again():
     policy = three()
-    batch = at_stage0(policy, request("late", deadline_s=16 * MS), request("early"))
-    run, fail = policy.failed(5 * MS, batch)
+    batch = at_stage0(
+        policy, *[request(tag, deadline_s=18 * MS if tag == "late" else 1.0) for tag in ("late", "a", "b", "c")]
+    )
+    run, fail = policy.failed(7 * MS, batch)
     assert isinstance(run, Run)
-    assert [walk.request.tag for walk in run.batch.walks] == ["early"]
+    assert [walk.request.tag for walk in run.batch.walks] == ["a"]
     assert fail == Fail("late")
 
 

@@ -45,13 +45,14 @@ class Driver:
             verdict = ()
         self.messages.append(verdict)
 
-    def complete(self, now: float, place: int, gain: Callable[[int, RowId], float]) -> None:
+    def complete(self, now: float, place: int, gain: Callable[[int, RowId], float], salt: int) -> None:
         if not self.running:
             return
         batch = self.running.pop(place % len(self.running))
         behind = self.policy_stages - 1 - batch.stage
         gains = [[gain(batch.stage + step, row) for step in range(behind)] for row in rows_of(batch)]
-        self.obey(now, self.policy.completed(now, batch, judged(*gains)))
+        poisoned = [at for at, row in enumerate(rows_of(batch)) if hash((row, salt)) % 11 == 0]
+        self.obey(now, self.policy.completed(now, batch, judged(*gains), poisoned=poisoned))
 
     @property
     def policy_stages(self) -> int:
@@ -150,7 +151,7 @@ def test_rows_that_walk_together_fare_as_rows_that_walk_alone(steps, most, salt,
                 case "arrive":
                     driver.arrive(now, *with_what)
                 case "complete":
-                    driver.complete(now, *with_what, gain)
+                    driver.complete(now, *with_what, gain, salt)
                 case "fail":
                     driver.fail(now, *with_what)
                 case "cancel":

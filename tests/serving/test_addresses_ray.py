@@ -36,7 +36,7 @@ async def story(handle: DeploymentHandle) -> None:
     network, _ = rotated_scores()
     with torch.inference_mode():
         expected = network(torch.from_numpy(x)).numpy()
-    shared = TogetherHandle(handle)
+    shared = TogetherHandle(handle, "first")
     stages = [TogetherStage(shared, index) for index in range(3)]
     parts = await asyncio.gather(*(stages[0].run({"x": x[start : start + BATCH]}) for start in range(0, ROWS, BATCH)))
     tickets = np.concatenate([part.state[TICKET] for part in parts])

@@ -39,7 +39,7 @@ class LocalHandle:
         self.calls = 0
 
     def options(self, *, method_name: str, request_serialization: str, response_serialization: str):
-        async def remote(inputs):
+        async def remote(inputs, call):
             self.calls += 1
             return await getattr(self._replica, method_name)(inputs)
 
@@ -215,7 +215,7 @@ async def test_probabilities_of_an_answer_are_calibrated(replica, calibrated_lad
 
 async def test_a_replica_answers_a_batch_with_logits_and_its_own_time(calibrated_ladder):
     inputs = {"x": np.ones((3, 4), np.float32)}
-    result = await ReplicaStage(LocalHandle(StageReplica(calibrated_ladder, 2))).run(inputs)
+    result = await ReplicaStage(LocalHandle(StageReplica(calibrated_ladder, 2)), "fine").run(inputs)
     assert isinstance(result, StageResult)
     expected = load_network(calibrated_ladder, calibrated_ladder.spec.stages[2]).run(inputs).logits
     np.testing.assert_array_equal(result.logits, expected)
@@ -226,13 +226,13 @@ async def test_a_replica_on_a_gpu_answers_the_same_and_says_when_its_device_is_l
     inputs = {"x": np.ones((3, 4), np.float32)}
     # The model runs once to see its logits, three times at each of the buckets 1, 2, 4, 8, and at four sizes to warm up.
     replica = StageReplica(calibrated_ladder, 2, FakeDevice(lost_after=3 * 4 + 4 + 1))
-    result = await ReplicaStage(LocalHandle(replica)).run(inputs)
+    result = await ReplicaStage(LocalHandle(replica), "fine").run(inputs)
     expected = load_network(calibrated_ladder, calibrated_ladder.spec.stages[2]).run(inputs).logits
     np.testing.assert_allclose(result.logits, expected, rtol=1e-5)
     assert result.energy is None
     replica.check_health()
     with pytest.raises(RuntimeError, match="lost"):
-        await ReplicaStage(LocalHandle(replica)).run(inputs)
+        await ReplicaStage(LocalHandle(replica), "fine").run(inputs)
     with pytest.raises(RuntimeError, match="for good"):
         replica.check_health()
 

@@ -353,7 +353,7 @@ async def test_a_bad_message_is_refused_with_its_status(members, mentions):
     async with Served() as served:
         response = await served.client.post(STREAM, request([BETTER], **members))
         assert_problem(response, 400, "bad_request", mentions)
-        assert served.router.requests == {"answered": 0, "refused": 1}
+        assert served.router.requests == {"answered": 0, "refused": 1, "cancelled": 0}
 
 
 async def test_what_has_no_answer_before_its_deadline_is_refused_with_its_status():
@@ -389,7 +389,7 @@ async def test_an_error_after_the_first_event_is_an_event(caplog):
         assert (problem["code"], problem["status"]) == ("internal", 500)
         assert "error" in problem
         assert (served.counts.cancelled, served.counts.live) == (2, 0)
-        assert served.router.requests == {"answered": 0, "refused": 1}
+        assert served.router.requests == {"answered": 0, "refused": 1, "cancelled": 0}
     assert "unexpected error" in caplog.text
 
 
@@ -460,7 +460,7 @@ async def test_the_rows_of_a_client_that_leaves_go_no_further():
         await asyncio.sleep(50.0)
         assert (served.counts.cancelled, served.counts.live) == (1, 0)
         assert len(served.stages[2].calls) == 0
-        assert served.router.requests == {"answered": 0, "refused": 0}
+        assert served.router.requests == {"answered": 0, "refused": 0, "cancelled": 1}
 
 
 async def test_a_client_that_leaves_while_an_event_waits_for_it_ends_its_rows_too():

@@ -189,7 +189,7 @@ async def test_an_error_of_one_request_leaves_the_stream_to_the_others():
             asked(*[QUICK] * 400, request_id="c"),
             asked(QUICK, request_id="d"),
         )
-        assert service.router.requests == {"answered": 1, "refused": 3}
+        assert service.router.requests == {"answered": 1, "refused": 3, "cancelled": 0}
     errors = sorted(str(error) for _, error in pairs if error is not None)
     assert len(errors) == 3
     assert any(text.startswith("[request id: a] Unknown model: model 'other' is not served here") for text in errors)

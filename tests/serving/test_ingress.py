@@ -816,3 +816,25 @@ def test_the_log_of_the_ingress_is_quiet_about_bad_messages(caplog):
     caplog.set_level(logging.INFO)
     asyncio.run(Client(Served().app).post("/nothing", b"\xff"))
     assert caplog.records == []
+
+
+async def test_what_requests_need_outlives_the_doors():
+    order = []
+
+    class Opened:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        async def open(self) -> None:
+            order.append(f"open {self.name}")
+
+        async def close(self) -> None:
+            await asyncio.sleep(self.seconds)
+            order.append(f"close {self.name}")
+
+    served = Served()
+    served.app.beside.append(Opened("stay", 0.0))
+    served.app.listeners += [Opened("slow door", 2.0), Opened("door", 1.0)]
+    async with served:
+        pass
+    assert order == ["open stay", "open slow door", "open door", "close door", "close slow door", "close stay"]

@@ -5,13 +5,14 @@ import gc
 import logging
 from collections import Counter
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from ladders import SURE, UNSURE, config, fake_stages, judges, make_router, row, rows, told
 
-from cascade.errors import DeadlineExceeded, Overloaded, StageFailed
+from cascade.errors import DeadlineExceeded, Overloaded, StageFailed, UnprocessableRow
 from cascade.models.energy import Energy
 from cascade.models.stage import StageResult
 from cascade.policy.request import ExitReason, SoFar
@@ -275,8 +276,8 @@ async def test_a_first_stage_that_fails_twice_leaves_nothing_to_answer_with():
     stages = [FakeStage(told(0), fail_first=2), FakeStage(told(1))]
     router = make_router(stages)
     with pytest.raises(StageFailed):
-        await router.answer(rows([SURE, 0], [SURE, 0]), 2, budget_s=1.0)
-    assert len(stages[0].calls) == 2
+        await router.answer(row(SURE, 0), 1, budget_s=1.0)
+    assert batch_sizes(stages[0]) == [1, 1]
     assert_forgotten(router)
     assert len(await router.answer(row(SURE, 0), 1, budget_s=1.0)) == 1
 
@@ -605,7 +606,7 @@ async def test_nothing_is_left_after_thousands_of_requests_that_end_in_every_way
             request.cancel()
         try:
             answers = await request
-        except (Overloaded, DeadlineExceeded, StageFailed, asyncio.CancelledError) as error:
+        except (Overloaded, DeadlineExceeded, StageFailed, UnprocessableRow, asyncio.CancelledError) as error:
             outcomes[type(error).__name__] += 1
             return
         assert len(answers) == count
@@ -621,3 +622,25 @@ async def test_nothing_is_left_after_thousands_of_requests_that_end_in_every_way
     assert missing <= {ExitReason.PRICE}, outcomes
     await router.close()
     gc.collect()
+
+
+async def test_stages_are_called_in_the_context_of_no_client():
+    # Serve would take the id of the request in whose context a call is made for the call's own, and cancel it with that.
+    client = ContextVar("client", default="nobody")
+    seen = []
+
+    class Curious(FakeStage):
+        async def run(self, inputs):
+            seen.append(client.get())
+            return await super().run(inputs)
+
+    router = make_router([Curious(told(0), seconds=0.01), Curious(told(1), seconds=0.01, fail_first=1)])
+
+    async def ask(name: str) -> None:
+        client.set(name)
+        await router.answer(row(UNSURE, SURE), 1, budget_s=1.0)
+
+    await asyncio.gather(*(asyncio.create_task(ask(name)) for name in ("one", "two")))
+    assert len(seen) >= 3
+    assert set(seen) == {"nobody"}
+    await router.close()

@@ -163,6 +163,28 @@ async def test_prices_that_nobody_renews_are_forgotten():
     assert late.stage == STAGES - 1
 
 
+def test_rounds_that_fail_renew_no_price():
+    loop = Loop()
+    loop.slow.step(loop.offer(2000.0))
+    assert loop.policy.prices[1] > BASE
+    set_prices, base = loop.policy.set_prices, (0.0, BASE, BASE)
+
+    def refusing(prices, *rest):
+        if tuple(prices) != base:
+            raise RuntimeError("told to fail")
+        set_prices(prices, *rest)
+
+    loop.policy.set_prices = refusing
+    now = 3.0
+    while now < 3.0 + PRICES_LAST_S + 1.0:
+        now += PERIOD_S
+        loop.slow.arrived(now, 1, 1000)
+        with pytest.raises(RuntimeError):
+            loop.slow.step(now)
+        loop.slow.forget_stale(now)
+        assert (loop.policy.prices == base) == (now > 3.0 + PRICES_LAST_S)
+
+
 # -- what is certified -------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Replicas:
         self._turn = 0
 
     def options(self, *, method_name: str, **_: str):
-        async def remote(*args, to=None):
+        async def remote(*args, to=None, call=0):
             tags = list(self.replicas)
             self._turn += 1
             tag = to if to in self.replicas else tags[self._turn % len(tags)]
@@ -61,7 +62,7 @@ def ladder(tmp_path_factory) -> Ladder:
 
 def served(ladder: Ladder, count: int = 1, device=None) -> tuple[Replicas, list[TogetherStage]]:
     replicas = Replicas({tag: TogetherReplica(ladder, range(3), device, tag=tag) for tag in range(11, 11 + count)})
-    handle = TogetherHandle(replicas)
+    handle = TogetherHandle(replicas, "first")
     return replicas, [TogetherStage(handle, index) for index in range(3)]
 
 
@@ -101,6 +102,17 @@ async def test_rows_that_stay_are_answered_as_in_one_pass(ladder, device):
     assert result.state is None
     assert result.recomputed == 0
     assert replicas.rows_kept() == [3]  # the rows that nobody has asked for or given back
+
+
+async def test_a_call_that_reaches_another_replica_finds_none_of_its_rows_and_frees_none(ladder):
+    replicas, stages = served(ladder, count=2)
+    tickets = [(await stages[0].run(inputs())).state[TICKET] for _ in range(2)]
+    (first, slots), (second, _) = ((each[0, 0], each[:, 1]) for each in tickets)
+    assert first != second
+    reply = await replicas.replicas[second].resume(1, slots, slots, to=first)
+    await replicas.replicas[second].free(slots, to=first)
+    assert (len(reply.logits), len(reply.places)) == (0, 0)
+    assert replicas.rows_kept() == [ROWS, ROWS]
 
 
 @settings(max_examples=10, deadline=None)
@@ -236,8 +248,12 @@ def test_a_pass_that_fills_up_while_others_wake_leaves_nobody_waiting_for_the_ot
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
+class Id(NamedTuple):
+    unique_id: str
+
+
 def candidates(*names: str):
-    return [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in names]
+    return [SimpleNamespace(replica_id=Id(name)) for name in names]
 
 
 def pending(**kwargs):
@@ -246,6 +262,9 @@ def pending(**kwargs):
 
 async def test_a_call_with_an_address_goes_to_that_replica_alone_while_it_is_there():
     router = AddressedRouter.__new__(AddressedRouter)
+    router._deployment_id = SimpleNamespace(name="first")
+    router._unavailable_s = {}
+    router._get_curr_time_s = time.monotonic
     few = candidates("a", "b", "c")
     asked = pending(to=tag_of("b"))
     assert await router.choose_replicas(few, asked) == [[few[1]]]

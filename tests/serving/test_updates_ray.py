@@ -48,6 +48,7 @@ def prepared(folder: Path, turn: int) -> Path:
         np.savez(path, x=x, labels=(labels + turn) % len(CLASSES))
     document = yaml.safe_load(spec.read_text())
     document["deadline"] = {"default_s": 10.0}  # a busy test machine is slow, and nothing here is about deadlines
+    document["router"] = {"replicas": 2, "num_cpus": 0.2}
     del document["stages"][0]["placement"]  # without a replica of the first stage, a request would fail
     spec.write_text(yaml.safe_dump(document))
     for command in ("profile", "calibrate"):
@@ -162,13 +163,13 @@ def agreed(spec: Path) -> tuple[np.ndarray, np.ndarray]:
     return inputs["x"][same], answers[0][same]
 
 
-def deploy(head: Head, file: Path, **replaced: str) -> dict[str, str]:
-    """Deploy, once the head's dashboard answers; what the command prints of build and version."""
+def deploy(head: Head, file: Path) -> str:
+    """Deploy, once the head's dashboard answers; what the command prints."""
     limit = time.monotonic() + START_LIMIT_S
     while True:
         done = head.cascade("deploy", str(file))
         if done.returncode == 0:
-            return {"output": done.stdout}
+            return " ".join(done.stdout.split())
         assert "Not reachable" in done.stderr, done.stdout + done.stderr
         assert time.monotonic() < limit, done.stderr
 
@@ -201,8 +202,9 @@ async def test_updates_under_load(head: Head, ladders: tuple[Path, Path], tmp_pa
     )
     first = version_of(spec)
     told = await asyncio.to_thread(deploy, head, serve_file)
-    assert "colours" in told["output"]
-    assert "is new" in told["output"]
+    assert "colours" in told
+    assert "is new" in told
+    assert f"2 router(s) decide by version {first}" in told
     started = head.pids("colours")
     urls = [f"http://127.0.0.1:{http}", f"http://127.0.0.1:{own}"]
     async with Load(urls, *agreed(spec)) as load:
@@ -216,7 +218,14 @@ async def test_updates_under_load(head: Head, ladders: tuple[Path, Path], tmp_pa
         assert result.exit_code == 0, result.output
         second = version_of(spec)
         told = await asyncio.to_thread(deploy, head, serve_file)
-        assert "no replica restarts" in told["output"]
+        assert "no replica restarts" in told
+        assert f"2 router(s) decide by version {second}" in told
+        shown = await asyncio.to_thread(CliRunner().invoke, app, ["top", *urls, "--json"])
+        assert shown.exit_code == 0, shown.output
+        for figures in json.loads(shown.output):
+            assert figures["routers"]["answered"] == 2
+            assert figures["live"]["replicas"] == {"rough": 1, "fair": 1, "fine": 1}
+            assert figures["live"]["rate"] > 0
         await load.until(lambda seen: seen.answers[second, 0] > 50)
         assert head.pids("colours") == started
         before = Counter(load.seen.answers)
@@ -229,10 +238,10 @@ async def test_updates_under_load(head: Head, ladders: tuple[Path, Path], tmp_pa
             shutil.copytree(ladders[1] / name, folder / name)
         third = version_of(spec)
         told = await asyncio.to_thread(deploy, head, serve_file)
-        assert "replicas are replaced, one after the other" in told["output"]
+        assert "replicas are replaced, one after the other" in told
         await load.until(lambda seen: seen.answers[third, 1] > 50)
         replaced = head.pids("colours")
-    print(load.seen)
+    print(load.seen)  # shown if any of what follows fails
     assert load.seen.failures == []
     assert set(load.seen.answers) == {(first, 0), (second, 0), (third, 1)}, load.seen.answers
     assert all(not replaced[name] & started[name] for name in started), "every replica is another one"

@@ -43,16 +43,19 @@ def run(
     cv: float = 0.1,
     noise: Noise = "lognormal",
     planner: Planner | None = None,
+    poisoned: float = 0.0,
     seed: int = 0,
 ) -> tuple[Record, Policy]:
-    """Simulate, and return what happened and the policy it happened to."""
+    """Simulate, and return what happened and the policy it happened to; of the requests a share is ``poisoned``."""
     table = difficulty_ladder() if table is None else table
     arrival_seed, row_seed, service_seed = run_streams(seed)
     arrivals = draw(parse_workload(workload), seconds, arrival_seed)
     policy = Policy(configs(servers, batch, table), usual_deadline_s=deadline_s)
     cluster = Cluster(servers, slowdowns=slowdowns, cv=cv, noise=noise, seed=service_seed)
     rows = draw_rows(table, len(arrivals.instants), row_seed)
-    return simulate(policy, cluster, table, arrivals, rows, Clients(deadline_s), planner=planner), policy
+    poison = np.random.default_rng(seed).random(len(rows)) < poisoned if poisoned else None
+    record = simulate(policy, cluster, table, arrivals, rows, Clients(deadline_s), poison=poison, planner=planner)
+    return record, policy
 
 
 def one_stage() -> JudgedTable:

@@ -55,6 +55,25 @@ def test_every_request_ends_once_and_the_policy_counts_the_same(rate):
     assert record.on_time.sum() == (record.ending == Ending.ANSWERED).sum()
 
 
+@pytest.mark.parametrize("rate", [100, 500])
+def test_poisoned_rows_fail_and_all_others_are_answered(rate):
+    record, policy = run(f"poisson:{rate}", seconds=4000 / rate, poisoned=0.02, deadline_s=1.0)
+    poison = np.random.default_rng(0).random(len(record.row)) < 0.02
+    agrees_with_counts(record, policy)
+    assert (record.ending[~poison] == Ending.ANSWERED).all()
+    assert (record.ending[poison] == Ending.FAILED).all()
+    assert record.on_time.sum() == (~poison).sum()
+    stages = policy.counts.stages
+    assert stages[0].poisoned <= poison.sum() == policy.counts.failed
+
+
+def test_marks_of_poison_must_be_as_many_as_requests():
+    table, arrivals = difficulty_ladder(), draw(parse_workload("poisson:5"), 2.0, 1)
+    policy, rows = Policy(configs(THREE, BATCH, table), usual_deadline_s=1.0), draw_rows(table, len(arrivals.instants), 1)
+    with pytest.raises(ConfigError, match="as many marks of poison"):
+        simulate(policy, Cluster(THREE), table, arrivals, rows, Clients(1.0), poison=np.zeros(1, bool))
+
+
 def test_low_load_answers_as_the_table_does_without_load():
     table = difficulty_ladder()
     record, _ = run("poisson:5", seconds=200, table=table, deadline_s=5.0)

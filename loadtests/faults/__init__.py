@@ -1,0 +1,1 @@
+"""Faults under load: a cluster of several nodes on this machine, one fault at a time, and what became of every request."""
