@@ -6,6 +6,10 @@ One process drives the ingress as its server would: closed loops of ASGI message
 rows escalating. Stage 0 runs inside the router as shipped; stage 1 answers after some turns of the event loop at no cost. So
 CPU time is the router's own, and does not depend on what else the machine does, but for its speed. With ``--against``, the
 same loops run alternately on another working tree, whose package is measured with this file's driver.
+
+On a machine that is busy with other things CPU time differs by a tenth from one run to the next of the same code. With
+``--opcodes`` the instructions of the Python interpreter are counted instead, which hardly differ; time spent in C is not
+in them. That is slow, so take few rows: ``--opcodes --rounds 1 --total-rows 12000``.
 """
 
 import argparse
@@ -50,6 +54,29 @@ class Remote:
         return StageResult(self._logits[: len(next(iter(inputs.values())))], 1e-4)
 
 
+class Opcodes:
+    """Counts instructions of the Python interpreter, in functions that are called or go on while it is enabled."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def enable(self) -> None:
+        """Begin."""
+        sys.settrace(self._called)
+
+    def disable(self) -> None:
+        """End."""
+        sys.settrace(None)
+
+    def _called(self, frame: Any, _event: str, _argument: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._ran
+
+    def _ran(self, _frame: Any, event: str, _argument: Any) -> Any:
+        self.count += event == "opcode"
+        return self._ran
+
+
 def asgi(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """An HTTP message as ASGI has it: the scope, and the body."""
     head, _, body = raw.partition(b"\r\n\r\n")
@@ -60,7 +87,9 @@ def asgi(raw: bytes) -> tuple[dict[str, Any], bytes]:
     return scope, body
 
 
-async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool) -> dict[str, float]:
+async def measure(
+    bench: Any, form: str, rows: int, messages: int, profile: bool, opcodes: Opcodes | None
+) -> dict[str, float]:
     """CPU of some messages, closed loop."""
     from cascade.assembly import Artefacts
     from cascade.serving.app import build_router
@@ -70,7 +99,7 @@ async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool
 
     ladder = bench.ladder
     artefacts = Artefacts.read(ladder)
-    stages = [place_here(ladder, 0), Remote(len(ladder.spec.labels))]
+    stages = [*place_here(ladder, 0, artefacts.profile), Remote(len(ladder.spec.labels))]
     ingress = Ingress(service := Service(ladder, lambda: build_router(ladder, artefacts, stages)))
     service.start()
     requests = [asgi(raw) for raw in bench.messages[form]]
@@ -101,8 +130,12 @@ async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool
     started = time.process_time()
     if profile:
         profiler.enable()
+    if opcodes is not None:
+        opcodes.enable()
     await asyncio.gather(*(connection(sent + messages) for _ in range(connections)))
     profiler.disable()
+    if opcodes is not None:
+        opcodes.disable()
     cpu_s = time.process_time() - started
     done = sent - before[0]
     assert set(statuses) == {200}, statuses
@@ -111,14 +144,14 @@ async def measure(bench: Any, form: str, rows: int, messages: int, profile: bool
     if profile:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(45)
     return {
-        "us_a_row": 1e6 * cpu_s / (done * rows),
+        "cost_a_row": (1e6 * cpu_s if opcodes is None else opcodes.count) / (done * rows),
         "rows_a_batch": done * rows / (stage[0].batches - before[1]),
         "rows_a_call": escalated / max(calls, 1),
         "escalated": escalated / (done * rows),
     }
 
 
-def child(rows: Sequence[int], total_rows: int, profile: bool) -> None:
+def child(rows: Sequence[int], total_rows: int, profile: bool, opcodes: bool) -> None:
     """Measure this tree once; prints JSON."""
     import uvloop
 
@@ -132,7 +165,7 @@ def child(rows: Sequence[int], total_rows: int, profile: bool) -> None:
             if count > 1:
                 bench.messages[form] = together(bench.messages["protocol"], count, bench.ladder)
             messages = total_rows // count if count > 1 else total_rows // 8
-            found[count] = uvloop.run(measure(bench, form, count, messages, profile))
+            found[count] = uvloop.run(measure(bench, form, count, messages, profile, Opcodes() if opcodes else None))
     print(json.dumps(found))
 
 
@@ -156,6 +189,7 @@ def run(tree: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]
     """One measurement of a tree, in a process of its own."""
     command = [sys.executable, __file__, "--child", "--total-rows", str(arguments.total_rows)]
     command += ["--rows", *map(str, arguments.rows), *(["--profile"] if arguments.profile else [])]
+    command += ["--opcodes"] if arguments.opcodes else []
     environ = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tree, env=environ, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
@@ -170,10 +204,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes for each tree; the median counts")
     parser.add_argument("--total-rows", type=int, default=100_000, help="rows of each measurement; an eighth with one row")
     parser.add_argument("--profile", action="store_true", help="also print where the time goes")
+    parser.add_argument("--opcodes", action="store_true", help="count the interpreter's instructions instead of CPU time")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.rows, arguments.total_rows, arguments.profile)
+        child(arguments.rows, arguments.total_rows, arguments.profile, arguments.opcodes)
         return
     trees = {"this tree": ROOT} | ({"other tree": arguments.against.resolve()} if arguments.against else {})
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in trees}
@@ -181,11 +216,12 @@ def main() -> None:
         for name, tree in trees.items() if number % 2 == 0 else reversed(trees.items()):
             found[name].append(run(tree, arguments))
             print(f"round {number + 1}/{arguments.rounds}, {name}", file=sys.stderr)
-    print("| rows a message | tree | CPU µs a row (lowest–highest) | rows a batch | rows a call of stage 1 | escalated |")
+    cost = "opcodes" if arguments.opcodes else "CPU µs"
+    print(f"| rows a message | tree | {cost} a row (lowest–highest) | rows a batch | rows a call of stage 1 | escalated |")
     print("|--:|:--|--:|--:|--:|--:|")
     for rows in map(str, arguments.rows):
         for name, each in found.items():
-            costs = [one[rows]["us_a_row"] for one in each]
+            costs = [one[rows]["cost_a_row"] for one in each]
             shape = [median(one[rows][key] for one in each) for key in ("rows_a_batch", "rows_a_call")]
             share = median(one[rows]["escalated"] for one in each)
             print(
@@ -193,7 +229,7 @@ def main() -> None:
                 f"{shape[1]:.1f} | {share:.0%} |"
             )
         if arguments.against:
-            mine, other = ([one[rows]["us_a_row"] for one in found[name]] for name in trees)
+            mine, other = ([one[rows]["cost_a_row"] for one in found[name]] for name in trees)
             ratios = [b / a for a, b in zip(mine, other, strict=True)]
             print(f"\n{rows} rows: the other tree takes x{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})\n")
 

@@ -12,6 +12,7 @@ CascadeError                     500 internal
 ├── TooManyRequests              429 too_many_requests    of one client at a time; carries retry_after_s
 ├── UnknownModel                 404 unknown_model
 ├── UnknownRoute                 404 unknown_route
+├── UnknownRequest               404 unknown_request      no explanation of it is kept here
 ├── MethodNotAllowed             405 method_not_allowed   carries the allowed methods
 ├── NotReady                     503 not_ready
 ├── Overloaded                   503 overloaded           shed before stage 0; carries retry_after_s
@@ -140,6 +141,14 @@ class UnknownRoute(CascadeError):
     status = 404
     code = "unknown_route"
     title = "Not found"
+
+
+class UnknownRequest(CascadeError):
+    """No explanation of a request with this id is kept by this router."""
+
+    status = 404
+    code = "unknown_request"
+    title = "Unknown request"
 
 
 class MethodNotAllowed(CascadeError):

@@ -34,6 +34,7 @@ from cascade.spec_sections import (
     RouterSpec,
     Seconds,
     SecuritySpec,
+    TelemetrySpec,
     TensorField,
 )
 
@@ -195,6 +196,8 @@ class CascadeSpec(Part):
     audit_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of the answers below the last stage that are checked against the whole ladder after they have left, while there
     is capacity to spare; 0 for none."""
+    telemetry: TelemetrySpec = TelemetrySpec()
+    """Explanations, traces, logs."""
     data: DataSpec = DataSpec()
     """Labelled rows."""
     calibration: str = "calibration"

@@ -233,6 +233,41 @@ class AutoscalingSpec(Part):
         return self
 
 
+class TracesSpec(Part):
+    """OpenTelemetry spans of a request's walk. They need ``pip install "cascade-serve[tracing]"``."""
+
+    exporter: Literal["none", "otlp", "file"] = "none"
+    """``otlp`` sends spans to a collector over HTTP, ``file`` appends them to a file as JSON lines."""
+    endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """For ``otlp``: URL that spans are posted to; by default what OpenTelemetry's own environment variables say, else
+    ``http://localhost:4318/v1/traces``."""
+    path: str | None = None
+    """For ``file``: where to append."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the requests without a ``traceparent`` that are traced; those with one are traced as it says."""
+
+    @model_validator(mode="after")
+    def _exporter_has_what_it_needs(self) -> Self:
+        if (self.exporter == "file") != (self.path is not None):
+            raise ValueError(f"traces: a path goes with exporter file, got {self.exporter} and path {self.path!r}")
+        if self.endpoint is not None and self.exporter != "otlp":
+            raise ValueError(f"traces: an endpoint goes with exporter otlp, got {self.exporter}")
+        return self
+
+
+class TelemetrySpec(Part):
+    """What a router tells about itself beside its metrics."""
+
+    explain_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the requests of which it is kept why they were answered as they were, beside those that ask for it."""
+    explain_keep: Annotated[int, Field(ge=1, le=65536)] = 256
+    """How many explanations a router keeps, the last ones."""
+    traces: TracesSpec = TracesSpec()
+    """OpenTelemetry spans; none by default."""
+    logs: Literal["text", "json"] = "text"
+    """Form of the lines that routers and stages write to Serve's log."""
+
+
 class DataSpec(Part):
     """Labelled rows beside the spec: ``.npz`` with one array for each input and ``labels``."""
 

@@ -52,37 +52,19 @@ def version_digest(ladder: Ladder, stages: Mapping[str, str] | None = None) -> s
     return _digest(b"\0".join(parts))
 
 
-def group_digest(stages: Mapping[str, str], group: Sequence[str]) -> str:
-    """Digest of stages that one replica runs.
-
-    Args:
-        stages: digest of each stage by name.
-        group: names of those.
-    """
-    return _digest(json.dumps([stages[name] for name in group]).encode())
-
-
-def check_digest(ladder: Ladder, group: range, digest: str | None) -> str:
-    """Refuse to start a replica on other files than the server was deployed with, and return the digest.
+def group_digest(ladder: Ladder, group: Sequence[int]) -> str:
+    """Digest of stages that one replica runs, as the ladder's artefacts were found to belong to; else of the files.
 
     Args:
         ladder: the ladder.
-        group: which of its stages the replica runs.
-        digest: what it must be; None if nobody said.
+        group: which of its stages.
 
     Raises:
-        ConfigError: the files hold something else by now.
+        SpecError: a weights file is missing.
     """
-    names = [ladder.spec.stages[index].name for index in group]
-    found = group_digest(
-        {name: ladder.stage_digest(ladder.spec.stages[index]) for name, index in zip(names, group, strict=True)}, names
-    )
-    if digest is not None and found != digest:
-        raise ConfigError(
-            f"the files of stage {names[0]!r} are not those that the server was deployed with; put them back, or deploy "
-            "them with `cascade deploy`"
-        )
-    return found
+    stages = [ladder.spec.stages[index] for index in group]
+    known = ladder.digests or {}
+    return _digest(json.dumps([known.get(stage.name) or ladder.stage_digest(stage) for stage in stages]).encode())
 
 
 def check_same_build(running: Ladder, wanted: Ladder) -> None:

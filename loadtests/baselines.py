@@ -26,7 +26,8 @@ from cascade.calibration.artefact import StageService
 from cascade.errors import CascadeError, UnknownModel
 from cascade.loading import load_chain
 from cascade.models.stage import Arrays, StageResult
-from cascade.serving.app import QUIET, AppArgs, application, reserved
+from cascade.serving.app import AppArgs, application, reserved
+from cascade.serving.logs import logging_config
 from cascade.serving.service import signature_of
 from cascade.spec import CascadeSpec, Ladder
 from cascade.spec_exits import chain_of, costs_alone
@@ -69,7 +70,7 @@ def build_top(args: AppArgs) -> serve.Application:
         max_queued_requests=queued,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         ray_actor_options=reserved(stage),
-        logging_config=QUIET,
+        logging_config=logging_config(ladder.spec),
         graceful_shutdown_timeout_s=2.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(TopReplica)

@@ -16,7 +16,7 @@ waits for any more.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -95,21 +95,27 @@ class StaticPolicy(Policy):
             heappush(self._expiries, (walk.request.deadline_s, self._armed, walk))
         return walks
 
-    def completed(self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None) -> list[Command]:
-        """A batch came back: each row is answered, or goes on whatever waits there."""
+    def completed(
+        self, now: float, batch: Batch, judgement: Judgement, run_s: float | None = None, poisoned: Collection[int] = ()
+    ) -> list[Command]:
+        """A batch came back: each row is answered, or goes on whatever waits there; those without numbers fail."""
         self._released(batch)
         stage, busy_s = batch.stage, now - batch.started_s
         self.capacities[stage].observe(len(batch.walks), busy_s, run_s)
         counts = self.counts.stages[stage]
         counts.batches += 1
         counts.rows += len(batch.walks)
-        counts.queued_s += sum(walk.queued_s for walk in batch.walks)
-        counts.run_s += busy_s
+        counts.runs.add(busy_s)
+        for walk in batch.walks:
+            counts.waits.add(walk.queued_s)
         behind = range(stage + 1, len(self._lines))
         values = continuation_value(judgement.gains, stage, behind, self._thresholds) if behind else None
         commands: list[Command] = []
         for row, walk in enumerate(batch.walks):
             if walk.done:
+                continue
+            if row in poisoned:
+                commands.append(self._fail(walk))
                 continue
             walk.result(now, judgement, row)
             if values is not None and values[row] > self._thresholds[stage + 1]:
@@ -121,16 +127,11 @@ class StaticPolicy(Policy):
             commands.append(Reply(walk.request.tag, answer, walk.places))
         return commands
 
-    def failed(self, now: float, batch: Batch) -> list[Command]:  # noqa: ARG002
+    def failed(self, now: float, batch: Batch, *, hung: bool = False) -> list[Command]:  # noqa: ARG002
         """A batch failed, and its rows with it."""
         self._released(batch)
         self.counts.stages[batch.stage].failures += 1
-        live = [walk for walk in batch.walks if not walk.done]
-        for walk in live:
-            # A row may not fail once it has an answer, which is the very promise that is not given here.
-            walk.cancel() if walk.has_answer else walk.fail()
-        self.counts.failed += len(live)
-        return [Fail(walk.request.tag, walk.places) for walk in live]
+        return [self._fail(walk) for walk in batch.walks if not walk.done]
 
     def cancelled(self, walk: Walk) -> None:
         """The row's client has gone."""
@@ -170,6 +171,12 @@ class StaticPolicy(Policy):
                 self._out.add(batch)
                 commands.append(Run(batch))
         return commands
+
+    def _fail(self, walk: Walk) -> Command:
+        # A row may not fail once it has an answer, which is the very promise that is not given here.
+        walk.cancel() if walk.has_answer else walk.fail()
+        self.counts.failed += 1
+        return Fail(walk.request.tag, walk.places)
 
     def _join(self, walk: Walk, stage: int) -> None:
         self._lines[stage].append(walk)

@@ -102,6 +102,7 @@ def spec_document(stages: int = 3, **changes: Any) -> dict[str, Any]:
         "labels": ["no", "yes"],
         "stages": [{"name": f"s{k}", "cost": 10.0**k, "model": {"factory": "ladders:Scores"}} for k in range(stages)],
         "deadline": {"default_s": 1.0},
+        "telemetry": {"explain_share": 0.0},  # nothing is left to chance
         **changes,
     }
 

@@ -136,6 +136,9 @@ def test_the_page_says_on_which_rows_it_stands(made) -> None:
 def test_the_page_holds_what_was_computed(made) -> None:
     document, page, _ = made
     own, certificate, loads = document["operating_point"], document["certificate"], document["degradation"]["loads"]
+    saved = document["savings"]
+    assert saved["cost_ratio"] == pytest.approx(own["cost"] / saved["cost_top"])
+    assert saved["cost_saved_per_day"] == pytest.approx((saved["cost_top"] - own["cost"]) * saved["rate"] * 86_400)
     assert f"{100 * own['accuracy']:.2f} %" in page.text["summary"]
     assert f"at most {100 * own['certified_loss']:.2f} %" in page.text["summary"]
     for load in loads[1:]:

@@ -1,5 +1,6 @@
 """`cascade top` against a server of recorded figures: what it shows, prints for machines, and says without one."""
 
+import io
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,9 +8,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cascade.cli import app
+from cascade.cli.top_view import panel
 from cascade.serving.environment import free_port
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 from cascade.wire.status import RouterReading, status_document
@@ -85,7 +88,8 @@ def test_once_shows_the_figures(server):
     words = " ".join(result.output.split())
     for expected in (
         "fashion 1",
-        "1,234/s 1,231/s 2.5/s 10.4 % 91.2 % 90.7 % ± 0.6 1.4 points 1.21e+06 MAC",
+        "1,234/s 1,231/s 2.5/s 10.4 %",
+        "91.2 % 90.7 % ± 0.6 1.4 points 1.21e+06 MAC",
         "small 75.0 % 0.000 0 1 13.3 % 9,000/s 5.2 0.2 ms 0.4 ms",
         "large 25.0 % 0.087 48 4 31.6 % 310/s 15.9 51.0 ms 112.0 ms",
         "of the routers that answered, not of all",
@@ -158,3 +162,10 @@ def test_nobody_there_is_said_in_one_sentence():
     assert result.exit_code == 2
     assert "Not reachable" in result.output
     assert "Traceback" not in result.output
+
+
+def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(panel("http://127.0.0.1:8000", figures(), "", 0.0))
+    assert "…" not in out.getvalue()
+    assert "90.7 % ± 0.6" in out.getvalue()

@@ -79,7 +79,7 @@ async def running(*, keys: bool = False) -> AsyncIterator[Target]:
         limits = service.spec.limits
         listeners = [
             HttpListener(ingress, Address(HOST, http), 2.0, limits),
-            GrpcListener(GrpcServicer(service), Address(HOST, grpc), 2.0, limits.max_body_bytes, limits.write_s),
+            GrpcListener(GrpcServicer(service), Address(HOST, grpc), 2.0, limits.max_body_bytes),
         ]
         service.start()
         for listener in listeners:

@@ -29,6 +29,7 @@ MODULES = {
     "serve": "online",
     "deploy": "deploy",
     "demo": "online",
+    "explain": "explain",
     "top": "top",
     "key": "key",
     "schema": "offline",

@@ -43,22 +43,20 @@ def _headline(live: dict[str, Any], figures: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 3))
     audited = live["audited_accuracy"]
     loss = live["certified_loss"]
-    table.add_row(
-        *(
-            f"[dim]{word}[/dim]"
-            for word in ("arrivals", "answered", "turned away", "degraded", "accuracy", "audited", "loss at most", "cost")
-        )
-    )
-    table.add_row(
-        f"[bold]{rate(live['rate'])}[/bold]",
-        rate(live["answered_per_s"]),
-        _marked(rate(live["shed_per_s"]), live["shed_per_s"], "red"),
-        _marked(share(live["degraded"]), live["degraded"], "yellow"),
-        share(live["predicted_accuracy"]),
-        "–" if audited is None else f"{share(audited['value'])} ± {100 * audited['standard_error']:.1f}",
-        "–" if loss is None else f"{100 * loss:.1f} points",
-        "–" if live["cost"] is None else f"{live['cost']:,.4g} {escape(figures['cost_unit'])}",
-    )
+    known = {
+        "arrivals": f"[bold]{rate(live['rate'])}[/bold]",
+        "answered": rate(live["answered_per_s"]),
+        "turned away": _marked(rate(live["shed_per_s"]), live["shed_per_s"], "red"),
+        "degraded": _marked(share(live["degraded"]), live["degraded"], "yellow"),
+        "accuracy": share(live["predicted_accuracy"]),
+        "audited": "–" if audited is None else f"{share(audited['value'])} ± {100 * audited['standard_error']:.1f}",
+        "loss at most": "–" if loss is None else f"{100 * loss:.1f} points",
+        "cost": "–" if live["cost"] is None else f"{live['cost']:,.4g} {escape(figures['cost_unit'])}",
+    }
+    words = list(known.items())
+    for four in (words[:4], words[4:]):  # eight beside each other are too wide for a terminal of 80 columns
+        table.add_row(*(f"[dim]{word}[/dim]" for word, _ in four))
+        table.add_row(*(figure for _, figure in four))
     return table
 
 
@@ -79,8 +77,8 @@ def _bar(shares: dict[str, Figure]) -> Text:
 
 
 def _stages(live: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = ("stage", "share", "price", "queue", "replicas", "load", "capacity", "batch", "batch time", "wait")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    columns = ("stage", "share", "price", "queue", "alive", "load", "capacity", "batch", "run", "wait")
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for place, (name, price) in enumerate(live["prices"].items()):

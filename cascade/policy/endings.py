@@ -10,22 +10,25 @@ from cascade.policy.walk import Walk
 class Endings:
     """Ends rows.
 
-    Args:
+    Attributes:
         counts: where it is counted.
+
+    Args:
+        counts: see above.
         classes: the classes of rows.
     """
 
-    __slots__ = ("_classes", "_counts")
+    __slots__ = ("_classes", "counts")
 
     def __init__(self, counts: Counts, classes: Classes) -> None:
-        self._counts = counts
+        self.counts = counts
         self._classes = classes
 
     def reply(self, walk: Walk, reason: ExitReason, *, deferred: bool) -> Reply:
         """Answer a row with the best answer that it has; see `Walk.exit`."""
         answer = walk.exit(reason, deferred=deferred)
         place = self._classes.index(walk.request.priority)
-        self._counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded, rows=walk.rows)
+        self.counts.count_answer(answer, place, below_floor=walk.protected and answer.degraded, rows=walk.rows)
         return Reply(walk.request.tag, answer, walk.places)
 
     def give_up(self, walk: Walk, reason: ExitReason, poisons: int | None = None) -> Command:
@@ -37,13 +40,13 @@ class Endings:
             poisons: the stage that fails on it, where it is the row's own doing.
         """
         if poisons is not None:
-            self._counts.stages[poisons].poisoned += walk.rows
+            self.counts.stages[poisons].poisoned += walk.rows
         if walk.has_answer:
             return self.reply(walk, reason, deferred=False)
         if reason is ExitReason.FAILURE:
             walk.fail()
-            self._counts.failed += walk.rows
+            self.counts.failed += walk.rows
             return Fail(walk.request.tag, walk.places, poisons is not None)
         walk.expire()
-        self._counts.expired += walk.rows
+        self.counts.expired += walk.rows
         return Expire(walk.request.tag, walk.places)

@@ -77,7 +77,7 @@ class Onward:
             walk.protected = key is not None and key >= PROTECTED
             return target, key
         pays = partial(self._tariff.pays, now, walk.request)
-        target, value = ways.best(row, pays, partial(self._barred, walk, soonest))
+        target, value = ways.best(row, pays, partial(self.barred, walk, soonest))
         return target, self.protect(ways, row, walk, self._tariff.key(now, walk.request, value, target))
 
     def protect(self, ways: Ways, row: int, walk: Walk, key: float | None = None) -> float | None:
@@ -100,7 +100,7 @@ class Onward:
             return None
         ways = self.ways(gains, answered_by, open_stages)
         pays = partial(self._tariff.pays_anyone, walk.request)
-        target, value = ways.best(0, pays, partial(self._barred, walk, {}))
+        target, value = ways.best(0, pays, partial(self.barred, walk, {}))
         return target, self.protect(ways, 0, walk, self._tariff.key_of_anyone(walk.request, value, target))
 
     def detour(self, now: float, walk: Walk) -> tuple[int, float] | None:
@@ -115,10 +115,11 @@ class Onward:
         if not cheaper:
             return None
         ways = self.ways(gains, answered_by, cheaper)
-        barred = partial(self._barred, walk, self.soonest(now, ways))
+        barred = partial(self.barred, walk, self.soonest(now, ways))
         target, value = ways.best(0, partial(self._tariff.pays, now, walk.request), barred)
         key = None if barred(target) else self._tariff.key(now, walk.request, value, target)
         return None if key is None else (target, key)
 
-    def _barred(self, walk: Walk, soonest: Mapping[int, float], stage: int) -> bool:
+    def barred(self, walk: Walk, soonest: Mapping[int, float], stage: int) -> bool:
+        """Whether a stage is none for a row, being too dear for its budget or too slow for its deadline."""
         return not self.affordable(walk, stage) or soonest.get(stage, -inf) > walk.usable_until_s

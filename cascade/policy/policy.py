@@ -22,6 +22,7 @@ from cascade.policy.classes import ClassConfig, Classes
 from cascade.policy.commands import Abandon, Batch, Command, Preliminary, Run, Shed, Trial
 from cascade.policy.door import Door
 from cascade.policy.endings import Endings
+from cascade.policy.explain import Notes, explained
 from cascade.policy.fairness import Tenants
 from cascade.policy.gain import Judgement
 from cascade.policy.onward import Onward
@@ -29,7 +30,7 @@ from cascade.policy.queue import StageQueue
 from cascade.policy.request import ExitReason, Request
 from cascade.policy.routing import Routing
 from cascade.policy.stage_config import StageConfig as StageConfig
-from cascade.policy.stats import ClassCounts, Counts, StageCounts
+from cascade.policy.stats import Counts
 from cascade.policy.tariff import Tariff
 from cascade.policy.timers import Timers
 from cascade.policy.together import apart, placed, set_aside
@@ -81,11 +82,13 @@ class Policy:
         self._again = tuple(Again() for _ in stages)
         admission, shares = Admission(wait_share, Random(seed)), self._bounds.shares
         self._door = Door(admission, self._classes, self._tenants, self.capacities, self._queues, shares, self._under_way)
+        self._notes = Notes(self._stages, self.capacities, self._queues, self._classes, self._tariff, self._onward)
         self._timers = Timers[Walk](attrgetter("ended"))  # one for each request, whatever its rows do
-        self.counts = Counts(
-            tuple(StageCounts() for _ in stages), classes=tuple(ClassCounts() for _ in range(self._classes.count))
-        )
-        endings = Endings(self.counts, self._classes)
+        self.count_into(Counts.of(len(stages), self._classes.count))
+
+    def count_into(self, counts: Counts) -> None:
+        """Count there from now on what comes of rows: where another policy did, from which this one takes over."""
+        self.counts, endings = counts, Endings(counts, self._classes)
         self._reply, self._give_up = endings.reply, endings.give_up
 
     # -- what a driver may read ----------------------------------------------------------------------------------------
@@ -195,12 +198,12 @@ class Policy:
         self._release(batch)
         self._again[batch.stage].came_back(batch)
         self.capacities[batch.stage].observe(batch.rows, now - batch.started_s, run_s)
-        counts = self.counts.stages[batch.stage]
-        counts.batches += 1
-        counts.rows += batch.rows
-        counts.queued_s += sum([walk.rows * walk.queued_s for walk in batch.walks])
-        counts.run_s += now - batch.started_s
-        return self._decide(now, batch, judgement, poisoned)
+        self.counts.stages[batch.stage].count_batch(batch.rows, now - batch.started_s, batch.walks)
+        told = explained(batch.walks)
+        commands = self._decide(now, batch, judgement, poisoned)
+        if told:
+            self._notes.take(now, batch, judgement, told, commands)
+        return commands
 
     def failed(self, now: float, batch: Batch, *, hung: bool = False) -> list[Command]:
         """A batch raised, its replica died, or it hung: its rows are tried again if time allows, see `Again`, or end."""

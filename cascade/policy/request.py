@@ -9,9 +9,12 @@ Values of which every row has one are named tuples: a frozen dataclass takes fou
 from collections.abc import Iterable
 from enum import StrEnum
 from math import inf
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cascade.policy.gain import Judgement
+
+if TYPE_CHECKING:
+    from cascade.policy.explain import Trail
 
 
 class ExitReason(StrEnum):
@@ -56,6 +59,7 @@ class Request(NamedTuple):
             ladder's own rule will do.
         refine: whether the client wants to see the answers that it has while it goes on.
         rows: how many rows; each gets an answer of its own.
+        trail: where to write down why it goes the way it goes; None for nearly all requests.
     """
 
     tag: Any
@@ -68,6 +72,7 @@ class Request(NamedTuple):
     min_confidence: float = inf
     refine: bool = False
     rows: int = 1
+    trail: "Trail | None" = None
 
 
 class Span(NamedTuple):

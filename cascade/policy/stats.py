@@ -1,8 +1,15 @@
 """What the policy counts about itself. Plain integers that only grow; who publishes them is not known here."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from cascade.policy.durations import BOUNDS_S, Durations
 from cascade.policy.request import Answer, ExitReason
+
+if TYPE_CHECKING:
+    from cascade.policy.walk import Walk
 
 
 @dataclass(slots=True)
@@ -16,12 +23,12 @@ class StageCounts:
         batches: batches that came back.
         rows: rows in them.
         failures: batches that failed or were given up.
-        queued_s: total time that the rows of those batches had waited.
-        run_s: total time of those batches.
         joules: total energy that the stage has reported; None as long as it has reported none.
         idle_joules: the part of it for time in which its devices had nothing to do.
         recomputed: rows that were to resume from a state that was lost, and were run from their inputs again.
         steps: steps of thought that those rows took, where the stage's network chooses its depth.
+        waits: how long each of those rows had waited.
+        runs: how long each of those batches took.
         poisoned: rows on which it fails, or whose logits are no numbers, where others come back.
     """
 
@@ -31,13 +38,41 @@ class StageCounts:
     batches: int = 0
     rows: int = 0
     failures: int = 0
-    queued_s: float = 0.0
-    run_s: float = 0.0
     joules: float | None = None
     idle_joules: float = 0.0
     recomputed: int = 0
     steps: int = 0
+    waits: Durations = field(default_factory=Durations)
+    runs: Durations = field(default_factory=Durations)
     poisoned: int = 0
+
+    def count_batch(self, rows: int, run_s: float, walks: Sequence["Walk"]) -> None:
+        """Add a batch that came back.
+
+        Args:
+            rows: rows in it.
+            run_s: seconds since it was sent.
+            walks: the rows, each with the time that it had waited.
+        """
+        self.batches += 1
+        self.rows += rows
+        self.runs.add(run_s)
+        waits, waited_s = self.waits.counts, 0.0
+        for walk in walks:  # by hand, since a call for each would take three times as long
+            times, seconds = walk.rows, walk.queued_s
+            waits[bisect_left(BOUNDS_S, seconds)] += times
+            waited_s += times * seconds
+        self.waits.seconds += waited_s
+
+    @property
+    def queued_s(self) -> float:
+        """Total time that the rows of those batches had waited."""
+        return self.waits.seconds
+
+    @property
+    def run_s(self) -> float:
+        """Total time of those batches."""
+        return self.runs.seconds
 
 
 @dataclass(slots=True)
@@ -84,6 +119,11 @@ class Counts:
     cancelled: int = 0
     cost: float = 0.0
     classes: tuple[ClassCounts, ...] = field(default_factory=lambda: (ClassCounts(),))
+
+    @classmethod
+    def of(cls, stages: int, classes: int) -> "Counts":
+        """Of so many stages and classes, all zero."""
+        return cls(tuple(StageCounts() for _ in range(stages)), classes=tuple(ClassCounts() for _ in range(classes)))
 
     @property
     def live(self) -> int:

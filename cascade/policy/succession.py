@@ -23,5 +23,5 @@ def take_over(after: Policy, before: Policy) -> None:
     shape, other = ((len(each.capacities), len(each.counts.classes)) for each in (after, before))
     if shape != other:
         raise ValueError(f"a policy of {shape} stages and classes cannot take over from one of {other}")
-    after.counts = before.counts
+    after.count_into(before.counts)
     after.capacities[:] = before.capacities

@@ -35,8 +35,8 @@ def summary(report: Report) -> str:
         (
             "Mean cost of an answer",
             f"{quantity(own.cost)} {judged.cost_unit}",
-            f"{dearest} alone: {quantity(report.frontier.main.top_cost)}, which is "
-            f"{report.frontier.main.top_cost / own.cost:.3g} times as much",
+            f"{report.savings['cost_ratio']:.2g} of what {dearest} alone takes, {quantity(report.savings['cost_top'])}; at "
+            f"{quantity(degradation.full_at)} requests/s that saves {quantity(report.savings['cost_saved_per_day'])} a day",
         ),
         (
             "Certified loss at the spec's prices",

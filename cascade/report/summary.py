@@ -13,6 +13,7 @@ from cascade.calibration.frontier import Frontier, Point
 from cascade.calibration.judged import JudgedTable
 from cascade.calibration.plan import Plan
 from cascade.errors import ConfigError
+from cascade.policy.savings import DAY_S
 from cascade.report.anytime import Anytime
 from cascade.report.degradation import Degradation
 from cascade.report.reliability import StageReliability
@@ -87,6 +88,20 @@ class Report:
         point = self.own_certified
         return self.certificate.bound_at(self.own.prices) if point is None else point.bound
 
+    @property
+    def savings(self) -> dict[str, float]:
+        """Mean cost of an answer against always using the top stage, and what a day saves where degradation begins.
+
+        Negative where the ladder costs more.
+        """
+        top, own, rate = self.frontier.main.top_cost, self.own.cost, self.degradation.full_at
+        return {
+            "cost_top": top,
+            "cost_ratio": own / top,
+            "rate": rate,
+            "cost_saved_per_day": (top - own) * rate * DAY_S,
+        }
+
     def document(self) -> dict[str, Any]:
         """The report as plain values for JSON."""
         return {
@@ -95,6 +110,7 @@ class Report:
             "rows": self.judged.rows,
             "calibration_rows": self.calibration.table.rows,
             "sources": [asdict(source) for source in self.sources],
+            "savings": self.savings,
             "operating_point": self.own.document() | {"certified_loss": self.own_bound},
             "reliability": [stage.document() for stage in self.reliability],
             "frontier": self.frontier.document(),

@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
 
 from cascade.assembly import Artefacts, anytime_rule, build_policy, class_configs, router_slots
 from cascade.calibration.artefact import ServiceProfile
@@ -40,6 +39,8 @@ from cascade.serving.grpc_ingress import GrpcServicer
 from cascade.serving.grpc_listener import GrpcListener
 from cascade.serving.http_listener import DRAIN_S, HttpListener
 from cascade.serving.ingress import Ingress
+from cascade.serving.journal import Journal, say_serving
+from cascade.serving.logs import log_to_serve, logging_config
 from cascade.serving.peers import ask_all, replica_name
 from cascade.serving.placing import groups, place_here
 from cascade.serving.port_claim import PortClaim
@@ -69,10 +70,6 @@ fifth of the event loop's time."""
 
 ONE_MORE = 1
 """Percent of the replicas that there may be more of during an update, which Serve rounds up: one, of a hundred or fewer."""
-
-QUIET = LoggingConfig(enable_access_log=False)
-"""A log line for each request and each call costs about a tenth of the CPU that they cost; counters tell the same."""
-
 
 ADDRESSED = RequestRouterConfig(request_router_class="cascade.serving.counting.AddressedRouter")  # type: ignore[arg-type]
 """How handles choose a replica: the one that the call names, else of those that are not left out the one with the fewest."""
@@ -131,16 +128,14 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     listen = Listen(*(None if text is None else Address.parse(text) for text in (args.listen, args.listen_grpc)))
     artefacts = Artefacts.read(ladder)
     Gate.of(ladder)  # a file of keys that cannot be used is told here, and not by each router
-    digests, found = artefacts.digests, build_digest(ladder, artefacts.digests)
+    found = build_digest(ladder, artefacts.digests)
     if args.build not in (None, found):
         raise ConfigError(f"build {args.build} was asked for, the files of {args.spec} are build {found}: deploy them again")
     if artefacts.market is None:
         logger.warning(f"no outcome table {ladder.table_path}: prices stay at their base, the queues alone answer to load")
     spec = ladder.spec
     handles = [
-        None
-        if spec.stages[group.start].placement == "router"
-        else stage_deployment(ladder, group.start, digests, surge=args.surge)
+        None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start, surge=args.surge)
         for group in groups(spec)
     ]
     router = serve.deployment(
@@ -148,7 +143,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
         **router_replicas(spec),
         max_ongoing_requests=ROUTER_ONGOING,
         ray_actor_options={"num_cpus": spec.router.num_cpus, "resources": dict(spec.router.resources)},
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         graceful_shutdown_timeout_s=spec.deadline.default_s + DRAIN_S + 1,
         graceful_shutdown_wait_loop_s=0.1,
         max_surge_percent=ONE_MORE if args.surge else 0,
@@ -156,15 +151,12 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     return router.bind(ladder, artefacts, handles, make_policy, listen)
 
 
-def stage_deployment(
-    ladder: Ladder, index: int, digests: Mapping[str, str] | None = None, *, surge: bool = False
-) -> serve.Application:
+def stage_deployment(ladder: Ladder, index: int, *, surge: bool = False) -> serve.Application:
     """Bind the Serve deployment of one stage, and of those that run together with it.
 
     Args:
         ladder: the ladder.
         index: which of its stages.
-        digests: digest of each stage by name, which the replicas' files must have; None for whatever they have.
         surge: see `AppArgs.surge`.
     """
     spec = ladder.spec
@@ -179,16 +171,15 @@ def stage_deployment(
         # call that it refuses comes back only after a pause: so twice what a replica should hold, and one given up.
         max_ongoing_requests=2 * calls + 1 + 2 * routers,  # of which two a router ask it to stay
         ray_actor_options=reserved(stage),
-        logging_config=QUIET,
+        logging_config=logging_config(spec),
         request_router_config=ADDRESSED,
         graceful_shutdown_timeout_s=LONGEST_S * routers if surges else 2.0,
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_S if surges else 0.1,
         max_surge_percent=ONE_MORE if surges else 0,
     )
-    digest = None if digests is None else group_digest(digests, [spec.stages[each].name for each in group])
     if len(group) == 1:
-        return deployment(StageReplica).bind(ladder, index, digest=digest)
-    return deployment(TogetherReplica).bind(ladder, group, digest=digest)
+        return deployment(StageReplica).bind(ladder, index)
+    return deployment(TogetherReplica).bind(ladder, group)
 
 
 def reserved(stage: StageSpec) -> dict[str, Any]:
@@ -217,9 +208,10 @@ class RouterReplica(GrpcServicer):
         make_policy: MakePolicy = build_policy,
         listen: Listen = NOWHERE,
     ) -> None:
+        log_to_serve()
         stages: list[StageClient | InlineStage] = []
-        for names in ([ladder.spec.stages[each].name for each in group] for group in groups(ladder.spec)):
-            replicas.expect(names[0], group_digest(artefacts.digests, names))
+        for group in groups(ladder.spec):
+            replicas.expect(ladder.spec.stages[group.start].name, group_digest(ladder, group))
         self._asking: dict[str, AskAll] = {}
         for group, handle in zip(groups(ladder.spec), handles, strict=True):
             name = ladder.spec.stages[group.start].name
@@ -243,6 +235,7 @@ class RouterReplica(GrpcServicer):
         self._telemetry: Telemetry | None = None
         self._names = [stage.name for stage in ladder.spec.stages]
         self._scaled = {stage.name: index for index, stage in enumerate(ladder.spec.stages) if stage.scales}
+        say_serving(ladder.spec, artefacts.version)
         warning = slow_path_warning(os.environ, listens=listen.http is not None)
         if warning is not None:
             logger.warning(warning)
@@ -263,9 +256,7 @@ class RouterReplica(GrpcServicer):
         if self._listen.http is not None:
             ingress.listeners.append(HttpListener(ingress, self._listen.http, patience_s, limits))
         if self._listen.grpc is not None:
-            ingress.listeners.append(
-                GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes, limits.write_s)
-            )
+            ingress.listeners.append(GrpcListener(self, self._listen.grpc, patience_s, limits.max_body_bytes))
         return ingress
 
     async def reading(self) -> RouterReading | None:
@@ -284,6 +275,7 @@ class RouterReplica(GrpcServicer):
                 self._ladder, self._artefacts = found
                 if self._router is not None:
                     self._service.renew()
+                    say_serving(self._ladder.spec, wanted)
             self._service.problem = ""
         except ConfigError as error:
             logger.error(f"version {self._artefacts.version} stays: {error.detail}")
@@ -345,6 +337,7 @@ def build_router(
         clock=clock,
         control=Control(classes, places, artefacts.market, artefacts.certificate),
         rule=anytime_rule(spec, artefacts),
+        names=[stage.name for stage in spec.stages],
     )
     auditor = Auditor(len(stages), clock(), share=spec.audit_share, seed=time.time_ns())
     router.audits = Audits(auditor, judges, stages, partial(has_room, policy), clock, resumes=policy.resumes)
@@ -359,6 +352,9 @@ def build_router(
         audits=router.audits,
         telemetry=telemetry,
         requests=lambda: router.requests,
+        durations=lambda: router.durations,
+        top_cost=spec.costs_alone[-1],
+        journal=Journal(dict(zip(names, router.slow_loop.replicas, strict=True))),
     )
     return router
 

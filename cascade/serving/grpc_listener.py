@@ -12,7 +12,7 @@ import grpc
 from cascade.errors import ConfigError
 from cascade.serving.address import Address
 from cascade.serving.grpc_ingress import GrpcServicer
-from cascade.serving.grpc_methods import WRITE_S, DeadlineContext, stream_with_deadline, with_deadline
+from cascade.serving.grpc_methods import DeadlineContext, stream_with_deadline, with_deadline
 from cascade.wire.oip_messages import METHODS, SERVICE, STREAM_METHOD
 
 logger = logging.getLogger("ray.serve")  # Serve's own, so that it lands in the replica's log
@@ -30,17 +30,13 @@ class GrpcListener:
         patience_s: how long `close` waits for calls that are under way.
         max_bytes: longest message that the servicer takes. gRPC reads, and inflates, a message to its end before anybody can
             refuse it, so one of twice that is cut off by gRPC itself.
-        write_s: a client that takes nothing of a stream for so long is cut off.
     """
 
-    def __init__(
-        self, servicer: GrpcServicer, address: Address, patience_s: float, max_bytes: int, write_s: float = WRITE_S
-    ) -> None:
+    def __init__(self, servicer: GrpcServicer, address: Address, patience_s: float, max_bytes: int) -> None:
         self._servicer = servicer
         self._address = address
         self._patience_s = patience_s
         self._max_bytes = max_bytes
-        self._write_s = write_s
         self._server: Any = None
 
     async def open(self) -> None:
@@ -58,7 +54,7 @@ class GrpcListener:
                 ("grpc.max_send_message_length", LARGEST_MESSAGE),
             ]
         )
-        self._server.add_generic_rpc_handlers((handlers(self._servicer, self._write_s),))
+        self._server.add_generic_rpc_handlers((handlers(self._servicer),))
         try:
             self._server.add_insecure_port(str(self._address))
         except RuntimeError as error:
@@ -81,7 +77,7 @@ class PeerContext(DeadlineContext):
         return peer.rpartition(":")[0] or peer
 
 
-def handlers(servicer: GrpcServicer, write_s: float = WRITE_S) -> grpc.GenericRpcHandler:
+def handlers(servicer: GrpcServicer) -> grpc.GenericRpcHandler:
     """The protocol's methods, as a server of grpcio takes them."""
     by_name = {
         method: grpc.unary_unary_rpc_method_handler(
@@ -90,7 +86,7 @@ def handlers(servicer: GrpcServicer, write_s: float = WRITE_S) -> grpc.GenericRp
         for method in METHODS
     }
     by_name[STREAM_METHOD] = grpc.stream_stream_rpc_method_handler(
-        stream_with_deadline(getattr(servicer, STREAM_METHOD), PeerContext, write_s), response_serializer=_serialized
+        stream_with_deadline(getattr(servicer, STREAM_METHOD), PeerContext), response_serializer=_serialized
     )
     return grpc.method_handlers_generic_handler(SERVICE, by_name)
 

@@ -7,7 +7,6 @@ they lead to the methods of the same names of `cascade.serving.app.RouterReplica
 this module too, so it imports neither models nor messages: requests stay bytes until they are past the router's door.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -19,9 +18,6 @@ from cascade.wire.oip_messages import METHODS, SERVICE, STREAM_METHOD
 
 SERVICER_FUNCTION = "cascade.serving.grpc_methods.add_to_server"
 """Import path of `add_to_server`, for Serve's options."""
-
-WRITE_S = 30.0
-"""How long a client may take no answer of a stream, by default as over HTTP."""
 
 Answer = TypeVar("Answer")
 
@@ -86,17 +82,13 @@ def with_deadline(
 def stream_with_deadline(
     handler: Callable[[AsyncIterator[bytes], Any], AsyncGenerator[Answer, None]],
     wrap: Callable[[Any], Any] = DeadlineContext,
-    write_s: float = WRITE_S,
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
-    """The same for a method that takes and gives streams. Its answers end when the call does, even if the client leaves, and
-    when the client takes none for ``write_s`` seconds.
-    """
+    """The same for a method that takes and gives streams. Its answers end when the call does, even if the client leaves."""
 
     async def handle(payloads: AsyncIterator[bytes], context: Any) -> None:
         async with aclosing(handler(payloads, wrap(context))) as answers:
             async for each in answers:
-                async with asyncio.timeout(write_s):
-                    await context.write(each)
+                await context.write(each)
 
     return handle
 

@@ -137,7 +137,7 @@ class Ingress:
 
     def _refusal(self, error: Exception, facts: HeaderFacts) -> tuple[int, Headers, bytes]:
         if not isinstance(error, CascadeError):
-            logger.exception("unexpected error")
+            logger.exception("unexpected error, request %s", facts.request_id, extra={"request_id": facts.request_id or "?"})
         # Turning requests away must cost next to nothing, or those who come back keep the server busy with it.
         reply = (
             turned_away(error.detail, error.retry_after_s)
@@ -227,6 +227,9 @@ class Ingress:
                 document = metadata.model_config(service.signature, PLATFORM, spec.limits.max_rows)
             case RouteKind.MODEL_STATISTICS | RouteKind.SERVER_STATISTICS:
                 document = metadata.statistics(service.statistics()) | service.live()
+            case RouteKind.MODEL_EXPLAIN:
+                explanations = service.watcher.explanations
+                document = explanations.latest() if route.request_id is None else explanations.of(route.request_id)
             case _:
                 raise AssertionError(route.kind)
         is_readiness = route.kind in (RouteKind.SERVER_READY, RouteKind.MODEL_READY)

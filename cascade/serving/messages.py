@@ -7,12 +7,13 @@ and the policy's values; no stage, no wire.
 import asyncio
 from collections.abc import Callable, Sequence
 from math import inf, isfinite
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict
 
 from cascade.errors import Overloaded
 from cascade.models.stage import Arrays
 from cascade.policy.anytime import Rule, Shown
 from cascade.policy.commands import Shed
+from cascade.policy.explain import Trail
 from cascade.policy.request import Answer, SoFar
 from cascade.serving.states import Kept
 
@@ -20,6 +21,23 @@ GAP_S_PER_ROW = 1e-4
 """A message of n rows is shown again no sooner than n times this after it was shown: the rows of a large message come back
 in many batches, and to show all of them after each would cost in proportion to the square of their number. The last showing
 waits for nothing."""
+
+
+class Asked(TypedDict):
+    """On which terms a message asks for its answer."""
+
+    budget_s: float
+    """Seconds until its deadline."""
+    priority: NotRequired[int]
+    """Its class, 1 is the most important; 1 by default."""
+    max_cost: NotRequired[float]
+    """Most that a row's stages may cost together; no limit by default."""
+    tenant: NotRequired[str]
+    """For whom it is, empty if nobody is named."""
+    min_confidence: NotRequired[float]
+    """Probability of being right with which the client is content; above 1, as by default, for no such wish."""
+    trail: NotRequired[Trail | None]
+    """Where to write down how its rows go; None, by default, for nowhere."""
 
 
 class Message:
@@ -30,6 +48,7 @@ class Message:
         missing: rows without an answer that is final.
         done: all answers, in order, or why there are none.
         kept: what a stage left of each row to resume from; None if none ever did.
+        trail: where it is written down how its rows leave; None for nearly all messages.
 
     Args:
         inputs: see above.
@@ -37,7 +56,7 @@ class Message:
         done: see above.
     """
 
-    __slots__ = ("answers", "done", "inputs", "kept", "missing")
+    __slots__ = ("answers", "done", "inputs", "kept", "missing", "trail")
 
     def __init__(self, inputs: Arrays, rows: int, done: asyncio.Future[list[Answer]]) -> None:
         self.inputs = inputs
@@ -45,6 +64,7 @@ class Message:
         self.missing = rows
         self.done = done
         self.kept: list[Kept | None] | None = None  # most ladders have nothing to keep
+        self.trail: Trail | None = None
 
     def reply(self, places: Sequence[int], answers: Sequence[Answer]) -> None:
         """These rows have their answers."""

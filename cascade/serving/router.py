@@ -12,6 +12,7 @@ from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from math import inf
+from typing import Unpack
 
 import numpy as np
 
@@ -20,14 +21,17 @@ from cascade.models.stage import Arrays, StageResult
 from cascade.models.thinking import DEPTH, PRESSURE
 from cascade.policy.anytime import Product, Rule, steady
 from cascade.policy.commands import Abandon, Batch, Command, Expire, Fail, Preliminary, Reply, Run, Shed
+from cascade.policy.durations import Durations
+from cascade.policy.explain import Trail
 from cascade.policy.gain import Judge
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, Request
 from cascade.policy.walk import Walk, answers_so_far
 from cascade.serving.audits import Audits
 from cascade.serving.batches import BatchArrays
+from cascade.serving.journal import Troubles
 from cascade.serving.lag import LoopLag
-from cascade.serving.messages import Message, Refined, StreamedMessage, overloaded
+from cascade.serving.messages import Asked, Message, Refined, StreamedMessage, overloaded
 from cascade.serving.poison import Wards, readable
 from cascade.serving.slow_loop import Control, SlowLoop
 from cascade.serving.stage_client import InlineStage, StageClient
@@ -46,6 +50,7 @@ class Router:
         audits: shadow audits; None for none.
         monitor: the live figures; None where nobody asks for them.
         requests: messages by outcome, counted by whoever speaks to the clients.
+        durations: of the messages that were answered, from the door to the encoded answer; counted there, too.
         version: of what it decides by, see `cascade.versions`; empty where nobody said.
         present: the messages that it has.
         sharing: the routers that share the places of the stages: itself, and while one takes over from another, both.
@@ -59,6 +64,7 @@ class Router:
         clock: seconds, monotonic, of finer grain than the event loop's own.
         control: what the slow loop works with.
         rule: what clients that watch are shown of a row as its answers come.
+        names: of the stages, for the log; by default their numbers.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Router:
         clock: Callable[[], float],
         control: Control,
         rule: Rule = steady,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.policy = policy
         self._judges = tuple(judges)
@@ -82,7 +89,8 @@ class Router:
         self._margin_s = margin_s
         self._clock = clock
         self._rule = rule
-        self._wards = Wards(clock)
+        self.wards = Wards(clock)
+        self._troubles = Troubles(names or range(len(stages)))
         self._keeps_evidence = isinstance(rule, Product)
         self._loop = asyncio.get_running_loop()
         # A batch holds rows of many clients. Made in the context of one of them, its call would carry that client's request
@@ -95,6 +103,7 @@ class Router:
         self.audits: Audits | None = None
         self.monitor: Monitor | None = None  # these two look at the router, so they come after it
         self.requests = {"answered": 0, "refused": 0, "cancelled": 0}
+        self.durations = Durations()
         self.version = ""
         self.present = Present()
         self.sharing: list[Router] = [self]
@@ -140,27 +149,13 @@ class Router:
             self.slow_loop.arrived(now, priority, rows)
             raise overloaded(shed)
 
-    async def answer(
-        self,
-        inputs: Arrays,
-        rows: int,
-        *,
-        budget_s: float,
-        priority: int = 1,
-        max_cost: float = inf,
-        tenant: str = "",
-        min_confidence: float = inf,
-    ) -> list[Answer]:
+    async def answer(self, inputs: Arrays, rows: int, **asked: Unpack[Asked]) -> list[Answer]:
         """Answer every row of one message.
 
         Args:
             inputs: one array [rows, *row] for each input of the ladder, already validated.
             rows: rows in it, at least one.
-            budget_s: seconds until the deadline.
-            priority: class, 1 is the most important.
-            max_cost: most that a row's stages may cost together.
-            tenant: for whom it is, empty if nobody is named.
-            min_confidence: probability of being right with which the client is content; above 1 for no such wish.
+            **asked: on which terms.
 
         Returns:
             One answer a row, in order.
@@ -172,35 +167,22 @@ class Router:
             StageFailed: the first stage failed on a row again and again, for whatever reason.
         """
         message = Message(inputs, rows, self._loop.create_future())
-        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=False)
+        walks = self._admit(message, rows, refine=False, **asked)
         try:
             return await message.done
         finally:
             self._leave(message, walks)
 
     async def refine(
-        self,
-        inputs: Arrays,
-        rows: int,
-        *,
-        budget_s: float,
-        priority: int = 1,
-        max_cost: float = inf,
-        tenant: str = "",
-        min_confidence: float = inf,
-        patience_s: float = inf,
+        self, inputs: Arrays, rows: int, *, patience_s: float = inf, **asked: Unpack[Asked]
     ) -> AsyncGenerator[Refined | None, None]:
         """Answer every row of one message, and show what there is while rows go on. To be closed by whoever stops early.
 
         Args:
             inputs: see `answer`, as for all that is not named here.
             rows: see `answer`.
-            budget_s: see `answer`.
-            priority: see `answer`.
-            max_cost: see `answer`.
-            tenant: see `answer`.
-            min_confidence: see `answer`.
             patience_s: seconds without news after which None says so, again and again.
+            **asked: see `answer`.
 
         Yields:
             All rows, the first time when each has an answer, then when one has a better one, the last time when all are
@@ -210,7 +192,7 @@ class Router:
             Overloaded, DeadlineExceeded, StageFailed: see `answer`; before the first yield only.
         """
         message = StreamedMessage(inputs, rows, self._loop.create_future(), self._rule, self._clock)
-        walks = self._admit(message, rows, budget_s, priority, max_cost, tenant, min_confidence, refine=True)
+        walks = self._admit(message, rows, refine=True, **asked)
         try:
             refined: Refined | None = None
             while refined is None or refined.waiting:
@@ -223,20 +205,25 @@ class Router:
         self,
         message: Message,
         rows: int,
-        budget_s: float,
-        priority: int,
-        max_cost: float,
-        tenant: str,
-        min_confidence: float,
         *,
         refine: bool,
+        budget_s: float,
+        priority: int = 1,
+        max_cost: float = inf,
+        tenant: str = "",
+        min_confidence: float = inf,
+        trail: Trail | None = None,
     ) -> tuple[Walk, ...]:
         """Hand a message's rows to the policy; raises Overloaded or UnprocessableRow if they are turned away."""
-        self._wards.check(message.inputs, rows)
+        self.wards.check(message.inputs, rows)
         now = self._clock()
         deadline_s = now + budget_s
         answer_by_s = deadline_s - min(self._margin_s, budget_s / 10)
-        request = Request(message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows)
+        request = Request(
+            message, now, answer_by_s, deadline_s, priority, max_cost, tenant, min_confidence, refine, rows, trail
+        )
+        if trail is not None:
+            trail.request, message.trail = request, trail
         self.slow_loop.arrived(now, priority, rows)
         walks = self.policy.arrived(now, (request,), self.lag_s)
         if isinstance(walks, Shed):
@@ -317,7 +304,7 @@ class Router:
                 case Expire(message):
                     message.refuse(DeadlineExceeded("the deadline passed before the first stage had answered"))
                 case Fail(message, places, poisoned=True) if message.inputs:
-                    message.refuse(self._wards.poisoned(message.inputs, places))
+                    message.refuse(self.wards.poisoned(message.inputs, places))
                 case Fail(message):
                     message.refuse(StageFailed("the first stage failed, and there is no answer to fall back on"))
                 case Abandon(batch):
@@ -329,8 +316,10 @@ class Router:
         if self.audits is not None:
             self.audits.offer(reply, message.inputs)
         self._arrays.forget(message, reply.places)
-        alone = len(reply.places) == 1
-        message.reply(reply.places, (reply.answer,) if alone else reply.answer.of_rows(reply.rows))
+        answers = (reply.answer,) if len(reply.places) == 1 else reply.answer.of_rows(reply.rows)
+        if message.trail is not None:
+            message.trail.left(self._clock(), reply.places, answers)
+        message.reply(reply.places, answers)
 
     # -- stage calls ---------------------------------------------------------------------------------------------------
 
@@ -388,9 +377,11 @@ class Router:
         judgement = judge(logits, earlier)
         if self._keeps_evidence:
             judgement = replace(judgement, evidence=logits)
-        return self.policy.completed(self._clock(), batch, judgement, result.run_s, poisoned)
+        now = self._clock()
+        self._troubles.answered(now, batch.stage)
+        return self.policy.completed(now, batch, judgement, result.run_s, poisoned)
 
     def _failed(self, batch: Batch) -> list[Command]:
-        first = batch.attempt == 1  # the tracebacks of its parts would say the same
-        logger.warning("stage %d failed on %d rows, attempt %d", batch.stage, batch.rows, batch.attempt, exc_info=first)
-        return self.policy.failed(self._clock(), batch)
+        now = self._clock()
+        self._troubles.failed(now, batch.stage, batch.attempt)
+        return self.policy.failed(now, batch)

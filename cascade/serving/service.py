@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import NamedTuple, TypedDict, TypeVar
+from typing import NamedTuple, TypeVar
 
 from cascade.errors import NotReady, Overloaded, UnknownModel
 from cascade.policy.request import Answer
@@ -21,8 +21,10 @@ from cascade.serving.answers import (
     worst_of,
 )
 from cascade.serving.gate import Gate
+from cascade.serving.messages import Asked
 from cascade.serving.router import Router
 from cascade.serving.succession import retire, take_over
+from cascade.serving.watching import Watcher, watcher_of
 from cascade.spec import Ladder
 from cascade.wire import metadata
 from cascade.wire.http import HeaderFacts, Provenance, priority_of, tenant_of, time_limit_s
@@ -34,16 +36,6 @@ from cascade.wire.tensors import Array, Datatype, TensorSpec
 Reply = TypeVar("Reply")
 
 PLATFORM = "cascade_ladder"
-
-
-class Asked(TypedDict):
-    """What a message asks of the router beside its answer; see `Router.answer`."""
-
-    budget_s: float
-    priority: int
-    max_cost: float
-    tenant: str
-    min_confidence: float
 
 
 class Answered(NamedTuple):
@@ -69,29 +61,31 @@ class Service:
         limits: how far a message may go.
         stage_names: cheapest stage first.
         gate: who is let in, and how many requests of one client at a time.
+        watcher: what is written down of some requests.
         name: of this router process, among those of the ladder.
         problem: why this router has not taken a newer version up; empty if nothing is wrong.
 
     Args:
         ladder: the ladder.
         make_router: makes the router; called by `start`.
+        watcher: see above; by default what the spec asks for.
 
     Raises:
         ConfigError: the spec asks for keys and their file cannot be used.
     """
 
-    def __init__(self, ladder: Ladder, make_router: Callable[[], Router]) -> None:
+    def __init__(self, ladder: Ladder, make_router: Callable[[], Router], watcher: Watcher | None = None) -> None:
         self.spec = ladder.spec
         self.signature = signature_of(ladder)
         self.limits = Limits(max_rows=self.spec.limits.max_rows, priorities=self.spec.admission.priorities)
         self.stage_names = [stage.name for stage in self.spec.stages]
         self.gate = Gate.of(ladder)
+        self.watcher = watcher or watcher_of(self.spec)
         self.name = "router"
         self.problem = ""
         self._make_router = make_router
         self._router: Router | None = None
         self._retiring: set[asyncio.Task[None]] = set()
-        self._success_ns = 0
         self._last_inference_ms = 0
 
     def start(self) -> None:
@@ -116,6 +110,7 @@ class Service:
         await asyncio.gather(*self._retiring, return_exceptions=True)
         if self._router is not None:
             await self._router.close()
+        await asyncio.to_thread(self.watcher.close)
 
     @property
     def ready(self) -> bool:
@@ -193,7 +188,7 @@ class Service:
             started_ns: when it came, by ``time.perf_counter_ns``.
         """
         router.requests["answered"] += 1
-        self._success_ns += time.perf_counter_ns() - started_ns
+        router.durations.add((time.perf_counter_ns() - started_ns) * 1e-9)
         self._last_inference_ms = time.time_ns() // 1_000_000
 
     def count_refused(self) -> None:
@@ -210,12 +205,21 @@ class Service:
         router.door(1, limit_s, priority, tenant_of(facts, None))
 
     async def _answer(self, router: Router, facts: HeaderFacts, request: InferRequest, spent_s: float) -> Answered:
-        answers = await router.answer(request.inputs, request.rows, **self.asked(facts, request, spent_s))
+        asked, trail = self.asked(facts, request, spent_s), self.watcher.begin(facts, request)
+        if trail is None:
+            answers = await router.answer(request.inputs, request.rows, **asked)
+        else:
+            asked["trail"] = trail
+            with self.watcher.ending(trail):
+                answers = await router.answer(request.inputs, request.rows, **asked)
         batches, worst = by_batch(answers), worst_of(answers)
         probabilities = probabilities_of(batches)
+        parameters = self.parameters(router, answers, batches, worst)
+        if trail is not None:
+            parameters |= self.watcher.end(router, trail, facts, request)
         return Answered(
             [(output.spec, output_array(output.spec, probabilities), output.binary) for output in request.outputs],
-            self.parameters(router, answers, batches, worst),
+            parameters,
             self._provenance(worst),
         )
 
@@ -301,7 +305,7 @@ class Service:
                 inference_count=counts.answered,
                 execution_count=answered,
                 last_inference_ms=self._last_inference_ms,
-                success=metadata.Duration(answered, self._success_ns),
+                success=metadata.Duration(answered, int(router.durations.seconds * 1e9)),
                 fail=metadata.Duration(refused, 0),
             )
         ]

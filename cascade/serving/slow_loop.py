@@ -230,7 +230,7 @@ class SlowLoop:
                 logger.exception("the slow loop failed; prices stay as they are until they expire")
 
     def _set_replicas(self, stage: int, count: int) -> None:
-        logger.info("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
+        logger.debug("stage %d has %d replicas, had %d", stage, count, self.replicas[stage])
         self.replicas[stage] = count
         # Also where the places are as many already: another policy may share them, and each has a queue of its own.
         slots = self._places[stage].slots(count) if count else 0

@@ -11,10 +11,11 @@ from cascade.models.device import Device
 from cascade.models.energy import Energy
 from cascade.models.stage import Arrays, StageResult
 from cascade.serving.calls import Calls
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes
 from cascade.serving.replicas import DIGEST
 from cascade.spec import Ladder
-from cascade.versions import check_digest
+from cascade.versions import group_digest
 
 
 class StageReplica:
@@ -24,14 +25,11 @@ class StageReplica:
         ladder: the ladder.
         index: which of its stages.
         device: where it runs; None for what `load_network` chooses.
-        digest: what its outputs must depend on; None for whatever the files hold now.
-
-    Raises:
-        ConfigError: the files hold something else by now.
     """
 
-    def __init__(self, ladder: Ladder, index: int, device: Device | None = None, digest: str | None = None) -> None:
-        self._digest = check_digest(ladder, range(index, index + 1), digest)
+    def __init__(self, ladder: Ladder, index: int, device: Device | None = None) -> None:
+        log_to_serve()
+        self._digest = group_digest(ladder, [index])
         stage = ladder.spec.placed[index]
         self._network = load_network(ladder, stage, device=device, meter=True)
         pipelined = self._network.pipeline is not None

@@ -8,7 +8,7 @@ as it was.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from math import inf
 from typing import NamedTuple, TypeVar
 
@@ -72,10 +72,16 @@ async def stream(
         request = await read()
         spent_s = (time.perf_counter_ns() - started_ns) * 1e-9  # reading it came out of the client's time
         told = _Told(service, router, request)
-        asked = service.asked(facts, request, spent_s)
-        async with aclosing(router.refine(request.inputs, request.rows, **asked, patience_s=patience_s)) as showings:
-            async for refined in showings:
-                yield None if refined is None else write(request, told.event(refined))
+        asked, trail = service.asked(facts, request, spent_s), service.watcher.begin(facts, request)
+        asked["trail"] = trail
+        showings = router.refine(request.inputs, request.rows, **asked, patience_s=patience_s)
+        with nullcontext() if trail is None else service.watcher.ending(trail):
+            async with aclosing(showings):
+                async for refined in showings:
+                    shown = None if refined is None else told.event(refined)
+                    if trail is not None and shown is not None and shown.final:
+                        shown.parameters.update(service.watcher.end(router, trail, facts, request))
+                    yield None if shown is None else write(request, shown)
     except Exception:
         router.requests["refused"] += 1
         raise

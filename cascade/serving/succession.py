@@ -47,10 +47,11 @@ def take_over(after: "Router", before: "Router") -> None:
     take_policy_over(after.policy, before.policy)
     after.slow_loop.take_over(before.slow_loop)
     if after.monitor is not None and before.monitor is not None:
-        after.monitor.window = before.monitor.window
+        after.monitor.window, after.monitor.journal = before.monitor.window, before.monitor.journal
     if after.audits is not None and before.audits is not None:
         after.audits.counts = before.audits.counts  # what they found is about the answers of one version each
-    after.requests = before.requests
+    after.requests, after.durations = before.requests, before.durations
+    after.wards = before.wards  # the stages are the same, and so is what they fail on
     after.sharing = before.sharing
     after.sharing.append(after)
     after.set_prices()

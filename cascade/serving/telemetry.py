@@ -1,22 +1,28 @@
-"""What a router publishes about itself: every metric's name, and the once-a-second reading that all of them come from.
+"""What a router publishes about itself, and the once-a-second reading that all of it comes from.
 
-Knows Serve's metrics by their methods. Nothing here is called for a request or a batch: an increment costs microseconds, so
-counters are moved on once a second by what `Counts` grew, and the cost does not depend on the load. Means over any time
-follow from two counters, as ``rate(cascade_stage_rows_total) / rate(cascade_stage_batches_total)``; Serve has histograms.
+Knows the metrics of the table, and Serve's by their methods. Nothing here is called for a request or a batch: an increment
+costs microseconds, so counters and histograms are moved on once a second by what `Counts` grew, and the cost does not depend
+on the load. Means over any time follow from two counters, as
+``rate(cascade_stage_rows_total) / rate(cascade_stage_batches_total)``.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import nan
-from typing import Any, Literal, Protocol
+from itertools import accumulate
+from math import inf, nan
+from typing import Any, Protocol
 
 from cascade.policy.audit import Estimate
+from cascade.policy.durations import LE, Durations
 from cascade.policy.meter import Recent, Window
 from cascade.policy.policy import Policy
+from cascade.policy.savings import savings
 from cascade.policy.stats import Counts
+from cascade.serving import metric_table as table
 from cascade.serving.audits import AuditCounts, Audits
+from cascade.serving.journal import Journal
+from cascade.serving.metric_table import METRICS, Metric, serve_instrument
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 
 logger = logging.getLogger("cascade.router")
@@ -25,116 +31,18 @@ PERIOD_S = 1.0
 """Time between publications."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric. In Prometheus its name has Ray's prefix ``ray_`` before it.
-
-    Attributes:
-        name: ``cascade_``, what it counts, its unit, and ``_total`` if it only grows.
-        kind: counter or gauge.
-        unit: base unit; ``ratio`` is a share from 0 to 1.
-        labels: beside those that Serve adds: application, deployment, replica.
-        help: what it says.
-    """
-
-    name: str
-    kind: Literal["counter", "gauge"]
-    unit: str
-    labels: tuple[str, ...]
-    help: str
-
-
-def _counter(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
-    return Metric(name, "counter", unit, labels, text)
-
-
-def _gauge(name: str, unit: str, labels: tuple[str, ...], text: str) -> Metric:
-    return Metric(name, "gauge", unit, labels, text)
-
-
-STAGE, CLASS, OUTCOME = ("stage",), ("priority",), ("outcome",)
-
-REQUESTS = _counter("cascade_requests_total", "requests", OUTCOME, "inference requests by what became of them")
-ROWS = _counter("cascade_rows_total", "rows", OUTCOME, "rows answered, shed, expired, failed or cancelled")
-ANSWERS = _counter("cascade_answers_total", "rows", ("stage", "reason"), "rows answered, by stage and exit reason")
-DEGRADED_ROWS = _counter(
-    "cascade_degraded_rows_total", "rows", (), "rows answered where the unloaded rule would have gone on"
-)
-DEFERRALS = _counter("cascade_deferrals_total", "rows", STAGE, "rows that the unloaded rule would have sent on from here")
-ESCALATIONS = _counter(
-    "cascade_escalations_total", "rows", STAGE, "rows that a dearer stage then answered, by where they came from"
-)
-COST = _counter("cascade_cost_units_total", "cost units", (), "cost of every stage visit of the answered rows")
-BATCHES = _counter("cascade_stage_batches_total", "batches", STAGE, "batches that came back")
-STAGE_ROWS = _counter("cascade_stage_rows_total", "rows", STAGE, "rows in them")
-STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "batches that failed or were given up")
-RECOMPUTED = _counter(
-    "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
-)
-STEPS = _counter(
-    "cascade_stage_steps_total", "steps", STAGE, "steps of thought of rows, in a network that chooses its depth"
-)
-RUN_SECONDS = _counter("cascade_stage_run_seconds_total", "seconds", STAGE, "time of the batches, from sending to return")
-QUEUE_SECONDS = _counter(
-    "cascade_stage_queue_seconds_total", "seconds", STAGE, "time that the rows of the batches had waited"
-)
-JOULES = _counter("cascade_stage_energy_joules_total", "joules", STAGE, "energy of its GPUs, idle time included")
-IDLE_JOULES = _counter(
-    "cascade_stage_idle_energy_joules_total", "joules", STAGE, "the part of it for time in which they had nothing to do"
-)
-CLASS_ANSWERS = _counter("cascade_class_answers_total", "rows", CLASS, "rows answered")
-CLASS_DEGRADED = _counter("cascade_class_degraded_rows_total", "rows", CLASS, "rows answered degraded")
-CLASS_SHED = _counter("cascade_class_shed_rows_total", "rows", CLASS, "rows turned away at the door")
-CLASS_BELOW_FLOOR = _counter(
-    "cascade_class_below_floor_rows_total", "rows", CLASS, "rows answered below the floor of their class"
-)
-AUDITS = _counter("cascade_audits_total", "audits", OUTCOME, "shadow audits finished, given_up for load, or failed")
-
-ARRIVALS = _gauge("cascade_arrivals_per_second", "rows/s", (), "arrival rate now, those turned away included")
-SHED_PER_S = _gauge("cascade_shed_per_second", "rows/s", (), "rows turned away in the window")
-DEGRADED = _gauge("cascade_degraded_ratio", "ratio", (), "share of the window's answers that are degraded")
-PRICE = _gauge("cascade_stage_price", "gain", STAGE, "gain that a visit must promise now")
-SHARE = _gauge("cascade_stage_share_ratio", "ratio", STAGE, "share of the window's answers that the stage gave")
-QUEUE = _gauge("cascade_stage_queue_rows", "rows", STAGE, "rows that wait before it")
-CAPACITY = _gauge("cascade_stage_capacity_rows_per_second", "rows/s", STAGE, "what it can run at full batches")
-REPLICAS = _gauge("cascade_stage_replicas", "replicas", STAGE, "healthy replicas")
-BATCH_ROWS = _gauge("cascade_stage_batch_rows", "rows", STAGE, "mean rows of a batch in the window")
-RUN = _gauge("cascade_stage_batch_seconds", "seconds", STAGE, "mean time of a batch in the window")
-CLASS_DEGRADED_NOW = _gauge("cascade_class_degraded_ratio", "ratio", CLASS, "share of the class's answers in the window")
-CLASS_SHED_PER_S = _gauge("cascade_class_shed_per_second", "rows/s", CLASS, "rows turned away in the window")
-CERTIFIED = _gauge("cascade_certified_loss_ratio", "ratio", (), "certified bound of the loss now")
-PREDICTED = _gauge("cascade_predicted_accuracy_ratio", "ratio", (), "mean p(correct) of the last minutes' answers")
-AUDITED = _gauge("cascade_audited_accuracy_ratio", "ratio", (), "the same as shadow audits correct it")
-AUDITED_SE = _gauge("cascade_audited_accuracy_standard_error_ratio", "ratio", (), "its standard error")
-DISAGREEMENT = _gauge(
-    "cascade_audited_disagreement_ratio", "ratio", (), "share that the whole ladder would answer otherwise"
-)
-COVERAGE = _gauge("cascade_audit_coverage_ratio", "ratio", (), "share of the answers that the audits speak for")
-LAG = _gauge("cascade_event_loop_lag_seconds", "seconds", (), "how long ready work waits in the router's event loop")
-PLAN_AGE = _gauge("cascade_plan_age_seconds", "seconds", (), "since prices were last computed")
-
-METRICS = tuple(value for value in globals().copy().values() if isinstance(value, Metric))
-"""All of them, in the order above."""
-
-
-def serve_instrument(metric: Metric) -> Any:
-    """The metric in Serve's registry: an object with ``inc`` or ``set``."""
-    from ray.serve import metrics
-
-    kind: Any = metrics.Counter if metric.kind == "counter" else metrics.Gauge
-    return kind(metric.name, description=metric.help, tag_keys=metric.labels)
-
-
 class Telemetry:
     """Publishes readings.
 
     Args:
         stages: their names, cheapest first.
-        make: makes an instrument with ``inc(value, tags=…)`` for a counter, ``set(value, tags=…)`` for a gauge.
+        make: makes an instrument, see `cascade.serving.metric_table.serve_instrument`.
     """
 
     def __init__(self, stages: Sequence[str], make: Callable[[Metric], Any] = serve_instrument) -> None:
         self._stages = tuple(stages)
+        self._top_cost = 0.0
+        self._answered = 0
         self._instruments = {metric.name: make(metric) for metric in METRICS}
         self._totals: dict[tuple[str, tuple[str, ...]], float] = {}
         self._known: set[tuple[str, tuple[str, ...]]] = set()
@@ -145,6 +53,7 @@ class Telemetry:
         counts: Counts,
         requests: Mapping[str, int] | None = None,
         audits: AuditCounts | None = None,
+        durations: Durations | None = None,
     ) -> None:
         """Bring every metric up to date.
 
@@ -153,65 +62,73 @@ class Telemetry:
             counts: the policy's counters.
             requests: requests by outcome since the start.
             audits: what became of the audits.
+            durations: of the requests that were answered.
         """
         self._publish_counts(counts)
+        # Costs may change with a version, so the sum is made as rows are answered.
+        self._top_cost += (counts.answered - self._answered) * (live.cost_top or 0.0)
+        self._answered = counts.answered
+        self._grow(table.TOP_COST, self._top_cost)
         self._publish_live(live)
+        if durations is not None:
+            self._spread(table.REQUEST_DURATION, durations)
         for outcome, total in (requests or {}).items():
-            self._grow(REQUESTS, total, outcome)
+            self._grow(table.REQUESTS, total, outcome)
         if audits is not None:
-            self._grow(AUDITS, audits.finished, "finished")
-            self._grow(AUDITS, audits.given_up, "given_up")
-            self._grow(AUDITS, audits.failed, "failed")
+            self._grow(table.AUDITS, audits.finished, "finished")
+            self._grow(table.AUDITS, audits.given_up, "given_up")
+            self._grow(table.AUDITS, audits.failed, "failed")
 
     def _publish_counts(self, counts: Counts) -> None:
         for outcome in ("answered", "shed", "expired", "failed", "cancelled"):
-            self._grow(ROWS, getattr(counts, outcome), outcome)
-        self._grow(DEGRADED_ROWS, counts.degraded)
-        self._grow(COST, counts.cost)
+            self._grow(table.ROWS, getattr(counts, outcome), outcome)
+        self._grow(table.DEGRADED_ROWS, counts.degraded)
+        self._grow(table.COST, counts.cost)
         for name, stage in zip(self._stages, counts.stages, strict=True):
             for reason, rows in stage.answers.items():
-                self._grow(ANSWERS, rows, name, reason.value)
-            self._grow(DEFERRALS, stage.deferrals, name)
-            self._grow(ESCALATIONS, stage.escalations, name)
-            self._grow(BATCHES, stage.batches, name)
-            self._grow(STAGE_ROWS, stage.rows, name)
-            self._grow(STAGE_FAILURES, stage.failures, name)
-            self._grow(RECOMPUTED, stage.recomputed, name)
-            self._grow(STEPS, stage.steps, name)
-            self._grow(RUN_SECONDS, stage.run_s, name)
-            self._grow(QUEUE_SECONDS, stage.queued_s, name)
-            self._grow(JOULES, stage.joules or 0.0, name)
-            self._grow(IDLE_JOULES, stage.idle_joules, name)
+                self._grow(table.ANSWERS, rows, name, reason.value)
+            self._grow(table.DEFERRALS, stage.deferrals, name)
+            self._grow(table.ESCALATIONS, stage.escalations, name)
+            self._grow(table.BATCHES, stage.batches, name)
+            self._grow(table.STAGE_ROWS, stage.rows, name)
+            self._grow(table.STAGE_FAILURES, stage.failures, name)
+            self._grow(table.RECOMPUTED, stage.recomputed, name)
+            self._grow(table.STEPS, stage.steps, name)
+            self._spread(table.QUEUE_DURATION, stage.waits, name)
+            self._spread(table.STAGE_DURATION, stage.runs, name)
+            self._grow(table.JOULES, stage.joules or 0.0, name)
+            self._grow(table.IDLE_JOULES, stage.idle_joules, name)
         for priority, of_class in enumerate(counts.classes, start=1):
-            self._grow(CLASS_ANSWERS, of_class.answered, str(priority))
-            self._grow(CLASS_DEGRADED, of_class.degraded, str(priority))
-            self._grow(CLASS_SHED, of_class.shed, str(priority))
-            self._grow(CLASS_BELOW_FLOOR, of_class.below_floor, str(priority))
+            self._grow(table.CLASS_ANSWERS, of_class.answered, str(priority))
+            self._grow(table.CLASS_DEGRADED, of_class.degraded, str(priority))
+            self._grow(table.CLASS_SHED, of_class.shed, str(priority))
+            self._grow(table.CLASS_BELOW_FLOOR, of_class.below_floor, str(priority))
 
     def _publish_live(self, live: LiveStatistics) -> None:
-        self._show(ARRIVALS, live.rate)
-        self._show(SHED_PER_S, live.shed_per_s)
-        self._show(DEGRADED, live.degraded)
+        self._show(table.ARRIVALS, live.rate)
+        self._show(table.SHED_PER_S, live.shed_per_s)
+        self._show(table.DEGRADED, live.degraded)
         for name, stage in live.stages.items():
-            self._show(PRICE, stage.price, name)
-            self._show(SHARE, stage.share, name)
-            self._show(QUEUE, stage.queue, name)
-            self._show(CAPACITY, stage.capacity, name)
-            self._show(REPLICAS, stage.replicas, name)
-            self._show(BATCH_ROWS, stage.batch_rows, name)
-            self._show(RUN, stage.run_s, name)
+            self._show(table.PRICE, stage.price, name)
+            self._show(table.SHARE, stage.share, name)
+            self._show(table.QUEUE, stage.queue, name)
+            self._show(table.CAPACITY, stage.capacity, name)
+            self._show(table.REPLICAS, stage.replicas, name)
+            self._show(table.BATCH_ROWS, stage.batch_rows, name)
+            self._show(table.RUN, stage.run_s, name)
         for priority, of_class in live.classes.items():
-            self._show(CLASS_DEGRADED_NOW, of_class.degraded, str(priority))
-            self._show(CLASS_SHED_PER_S, of_class.shed_per_s, str(priority))
-        self._show(CERTIFIED, live.certified_loss)
-        self._show(PREDICTED, live.predicted_accuracy)
+            self._show(table.CLASS_DEGRADED_NOW, of_class.degraded, str(priority))
+            self._show(table.CLASS_SHED_PER_S, of_class.shed_per_s, str(priority))
+        self._show(table.CERTIFIED, live.certified_loss)
+        self._show(table.CERTIFIED_LIMIT, live.certified_loss_limit)
+        self._show(table.PREDICTED, live.predicted_accuracy)
         accuracy, disagreement = live.audited_accuracy, live.audited_disagreement
-        self._show(AUDITED, None if accuracy is None else accuracy.value)
-        self._show(AUDITED_SE, None if accuracy is None else accuracy.standard_error)
-        self._show(DISAGREEMENT, None if disagreement is None else disagreement.value)
-        self._show(COVERAGE, live.audit_coverage)
-        self._show(LAG, live.lag_s)
-        self._show(PLAN_AGE, live.plan_age_s)
+        self._show(table.AUDITED, None if accuracy is None else accuracy.value)
+        self._show(table.AUDITED_SE, None if accuracy is None else accuracy.standard_error)
+        self._show(table.DISAGREEMENT, None if disagreement is None else disagreement.value)
+        self._show(table.COVERAGE, live.audit_coverage)
+        self._show(table.LAG, live.lag_s)
+        self._show(table.PLAN_AGE, live.plan_age_s)
 
     def _grow(self, metric: Metric, total: float, *labels: str) -> None:
         key = (metric.name, labels)
@@ -219,6 +136,18 @@ class Telemetry:
         if grown > 0:
             self._totals[key] = total
             self._instruments[metric.name].inc(grown, tags=dict(zip(metric.labels, labels, strict=True)))
+
+    def _spread(self, metric: Metric, durations: Durations, *labels: str) -> None:
+        """Bring a histogram up to date, all of it: Ray exports only those gauges that were set since it exported last."""
+        count = sum(durations.counts)
+        if not count:
+            return
+        tags = dict(zip(metric.labels, labels, strict=True))
+        buckets, total, number = self._instruments[metric.name]
+        for bound, below in zip(LE, accumulate(durations.counts), strict=True):
+            buckets.set(below, tags={**tags, "le": "+Inf" if bound == inf else f"{bound:g}"})
+        total.set(durations.seconds, tags=tags)
+        number.set(count, tags=tags)
 
     def _show(self, metric: Metric, value: float | None, *labels: str) -> None:
         key = (metric.name, labels)
@@ -268,6 +197,7 @@ def live_statistics(
     recent: Recent,
     estimate: Estimate | None,
     lag_s: float,
+    top_cost: float,
 ) -> LiveStatistics:
     """The live figures of a router.
 
@@ -279,6 +209,7 @@ def live_statistics(
         recent: what happened in the window.
         estimate: what the audits say; None without audits.
         lag_s: of the event loop.
+        top_cost: what a row costs at the top stage alone.
     """
     by_stage = {}
     for k, (name, lately) in enumerate(zip(stages, recent.stages, strict=True)):
@@ -303,6 +234,7 @@ def live_statistics(
     if estimate is not None and estimate.disagreement is not None and estimate.disagreement_se is not None:
         disagreement = Audited(estimate.disagreement, estimate.disagreement_se, estimate.rows)
     several = len(recent.classes) > 1
+    saved, stops = savings(recent, top_cost, policy.resumes), plan.certified_stops(0.0)
     return LiveStatistics(
         rate=plan.rate(now),
         stages=by_stage,
@@ -311,9 +243,16 @@ def live_statistics(
         answered_per_s=recent.answered_per_s,
         expired_per_s=recent.expired_per_s,
         cost=recent.cost,
+        cost_top=saved.cost_top,
+        cost_ratio=saved.cost_ratio,
+        cost_saved_per_day=saved.cost_saved_per_day,
         joules=recent.joules,
+        joules_top=saved.joules_top,
+        energy_ratio=saved.energy_ratio,
+        joules_saved_per_day=saved.joules_saved_per_day,
         window_s=recent.seconds,
         certified_loss=plan.certified_loss(recent.cut_short or 0.0),
+        certified_loss_limit=None if stops is None else stops[0],
         predicted_accuracy=None if estimate is None else estimate.predicted,
         audited_accuracy=accuracy,
         audited_disagreement=disagreement,
@@ -335,6 +274,7 @@ class Monitor:
         certified_loss: bound of the accuracy lost, as of the last publication; None without a certificate.
         certified_stops: the same where rows stop at each of the stages at the latest.
         window: of what happened lately.
+        journal: where changes of state are written down; None for nowhere.
 
     Args:
         stages: their names, cheapest first.
@@ -345,6 +285,9 @@ class Monitor:
         audits: shadow audits; None without.
         telemetry: where to publish; None for nowhere.
         requests: requests by outcome since the start.
+        durations: of the requests that were answered.
+        top_cost: what a row costs at the top stage alone, in the ladder's cost unit.
+        journal: see above.
     """
 
     def __init__(
@@ -358,6 +301,9 @@ class Monitor:
         audits: Audits | None = None,
         telemetry: Telemetry | None = None,
         requests: Callable[[], Mapping[str, int]] = dict,
+        durations: Callable[[], Durations] = Durations,
+        top_cost: float = 1.0,
+        journal: Journal | None = None,
     ) -> None:
         self._stages = tuple(stages)
         self._policy = policy
@@ -367,6 +313,9 @@ class Monitor:
         self._audits = audits
         self._telemetry = telemetry
         self._requests = requests
+        self._durations = durations
+        self._top_cost = top_cost
+        self.journal = journal
         self.window = Window(clock(), policy.counts)
         self._early = 0.0
         self.certified_loss = plan.certified_loss(0.0)
@@ -378,16 +327,19 @@ class Monitor:
         recent = self.window.read(now, self._policy.counts)
         self._early = recent.cut_short or 0.0
         estimate = None if self._audits is None else self._audits.auditor.estimate(now)
-        return live_statistics(now, self._stages, self._policy, self._plan, recent, estimate, self._lag())
+        plan, lag_s = self._plan, self._lag()
+        return live_statistics(now, self._stages, self._policy, plan, recent, estimate, lag_s, self._top_cost)
 
     def publish(self) -> None:
         """Read, which moves the windows on, and publish what was read."""
         live = self.read()
         self.certified_loss = live.certified_loss
         self.certified_stops = self._plan.certified_stops(self._early)
+        if self.journal is not None:
+            self.journal.look(self._clock(), live)
         if self._telemetry is not None:
             audits = None if self._audits is None else self._audits.counts
-            self._telemetry.publish(live, self._policy.counts, self._requests(), audits)
+            self._telemetry.publish(live, self._policy.counts, self._requests(), audits, self._durations())
 
     async def run(self) -> None:
         """Publish once a second, without end; a failure is logged and the next second tries again."""

@@ -27,11 +27,12 @@ from cascade.models.exits import State
 from cascade.models.kept import KeptStates
 from cascade.models.stage import Arrays, StageResult
 from cascade.serving.calls import Calls
+from cascade.serving.logs import log_to_serve
 from cascade.serving.passes import Passes, Turns
 from cascade.serving.replicas import DIGEST, tag_of
 from cascade.serving.states import Again
 from cascade.spec import Ladder
-from cascade.versions import check_digest
+from cascade.versions import group_digest
 
 TICKET = "ticket"
 """Name of the only array in a state that is kept elsewhere: int64 [rows, 2], the replica's tag and the slot there."""
@@ -70,18 +71,11 @@ class TogetherReplica:
         stages: which of its stages; each resumes the one before.
         device: where it runs; None for what `load_chain` chooses.
         tag: its own in tickets; None for what follows from its name in Serve.
-        digest: see `StageReplica`.
     """
 
-    def __init__(
-        self,
-        ladder: Ladder,
-        stages: range,
-        device: Device | None = None,
-        tag: int | None = None,
-        digest: str | None = None,
-    ) -> None:
-        self._digest = check_digest(ladder, stages, digest)
+    def __init__(self, ladder: Ladder, stages: range, device: Device | None = None, tag: int | None = None) -> None:
+        log_to_serve()
+        self._digest = group_digest(ladder, stages)
         self._networks = dict(zip(stages, load_chain(ladder, stages, device=device, meter=True), strict=True))
         self._first = stages.start
         self._tag = tag_of(serve.get_replica_context().replica_id.unique_id) if tag is None else tag
@@ -136,6 +130,9 @@ class TogetherReplica:
         Returns:
             The rows whose states were found.
         """
+        if to != self._tag:
+            # Meant for one that is gone, or that this one has been started to replace: these slots are other rows' here.
+            return Reply(np.empty((0, 0), np.float32), 0.0, None, None, self._tag, np.empty(0, np.intp))
         self._kept.free(freed)
         state, places = self._kept.take(slots)
         if state is None:
@@ -146,9 +143,10 @@ class TogetherReplica:
         energies = [] if result.energy is None else [result.energy]
         return self._reply(result.logits, result.run_s, energies, result.kept)._replace(places=places)
 
-    async def free(self, freed: Slots, to: int) -> None:  # noqa: ARG002
-        """These slots are not wanted any more."""
-        self._kept.free(freed)
+    async def free(self, freed: Slots, to: int) -> None:
+        """These slots of the replica with that tag are not wanted any more."""
+        if to == self._tag:
+            self._kept.free(freed)
 
     async def stay(self, seconds: float) -> None:
         """Have work for so long, so that Serve does not stop this replica before; see `cascade.serving.staying`."""

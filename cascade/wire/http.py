@@ -55,6 +55,7 @@ class HeaderFacts(NamedTuple):
         trace: ``Traceparent``, None if absent or malformed.
         tenant: ``Cascade-Tenant`` where it is short printable ASCII, else None.
         event_stream: ``Accept`` prefers an event stream to JSON.
+        explain: ``Cascade-Explain: ?1``, the client wants to know why it is answered as it is.
         grant: what its key gives it, put in by whoever knows the keys; None where none is asked for.
     """
 
@@ -70,6 +71,7 @@ class HeaderFacts(NamedTuple):
     trace: TraceParent | None = None
     tenant: str | None = None
     event_stream: bool = False
+    explain: bool = False
     grant: Grant | None = None
 
 
@@ -106,6 +108,7 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFacts:
         _trace(given[b"traceparent"]) if b"traceparent" in given else None,
         _printable(given[b"cascade-tenant"], MAX_TENANT_CHARS) if b"cascade-tenant" in given else None,
         b"accept" in given and prefers_event_stream(given[b"accept"]),
+        b"cascade-explain" in given and given[b"cascade-explain"].strip() == b"?1",
     )
 
 
@@ -159,6 +162,7 @@ _READ: Final = frozenset(
         b"x-request-id",
         b"traceparent",
         b"cascade-tenant",
+        b"cascade-explain",
         *_TIME_LIMITS,
     }
 )

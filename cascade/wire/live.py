@@ -88,9 +88,16 @@ class LiveStatistics:
         answered_per_s: rows a second that were answered, in the window.
         expired_per_s: rows a second that no stage answered in time, in the window.
         cost: mean cost of the window's answered rows, in the ladder's cost unit.
+        cost_top: what a row costs at the top stage alone; these six are of `cascade.policy.savings`.
+        cost_ratio: ``cost`` over that.
+        cost_saved_per_day: cost units that a day saves at the window's rate, against always using the top stage.
         joules: mean energy of the window's answered rows, of the stages that measure theirs; None if none does.
+        joules_top: energy of a row at the top stage alone, idle time left out; None where it is not measured.
+        energy_ratio: energy of an answered row, idle time left out, over that; None unless every stage at work measures.
+        joules_saved_per_day: joules that a day saves at the window's rate, against always using the top stage.
         window_s: length of the window; less than usual just after the start.
         certified_loss: bound of the loss at the present prices, see `Certificate.bound_at`.
+        certified_loss_limit: the same if every row stopped at the first stage.
         predicted_accuracy: mean calibrated probability of being right, of the answers of the last minutes.
         audited_accuracy: the same with what shadow audits found.
         audited_disagreement: share of these answers that the whole ladder would have given differently.
@@ -107,9 +114,16 @@ class LiveStatistics:
     answered_per_s: Figure = None
     expired_per_s: Figure = None
     cost: Figure = None
+    cost_top: Figure = None
+    cost_ratio: Figure = None
+    cost_saved_per_day: Figure = None
     joules: Figure = None
+    joules_top: Figure = None
+    energy_ratio: Figure = None
+    joules_saved_per_day: Figure = None
     window_s: Figure = None
     certified_loss: Figure = None
+    certified_loss_limit: Figure = None
     predicted_accuracy: Figure = None
     audited_accuracy: Audited | None = None
     audited_disagreement: Audited | None = None
@@ -127,6 +141,7 @@ class LiveStatistics:
             "shares": {name: _finite(stage.share) for name, stage in stages.items()},
             "degraded": _finite(self.degraded),
             "certified_loss": _finite(self.certified_loss),
+            "certified_loss_limit": _finite(self.certified_loss_limit),
             "capacity": {name: _finite(stage.capacity) for name, stage in stages.items()},
             "replicas": {name: stage.replicas for name, stage in stages.items()},
             "queue": {name: stage.queue for name, stage in stages.items()},
@@ -141,7 +156,13 @@ class LiveStatistics:
             "answered_per_s": _finite(self.answered_per_s),
             "expired_per_s": _finite(self.expired_per_s),
             "cost": _finite(self.cost),
+            "cost_top": _finite(self.cost_top),
+            "cost_ratio": _finite(self.cost_ratio),
+            "cost_saved_per_day": _finite(self.cost_saved_per_day),
             "joules": _finite(self.joules),
+            "joules_top": _finite(self.joules_top),
+            "energy_ratio": _finite(self.energy_ratio),
+            "joules_saved_per_day": _finite(self.joules_saved_per_day),
             "window_s": _finite(self.window_s),
             "predicted_accuracy": _finite(self.predicted_accuracy),
             "audited_accuracy": _audited(self.audited_accuracy),

@@ -117,6 +117,7 @@ class InferRequest(NamedTuple):
         tenant: the parameter ``cascade_tenant``, for whom this is; None if absent.
         min_confidence: the parameter ``cascade_min_confidence``, probability of being right with which each of its rows is
             content; None if absent.
+        explain: the parameter ``cascade_explain``, whether to say why it is answered as it is.
     """
 
     id: str | None
@@ -129,6 +130,7 @@ class InferRequest(NamedTuple):
     max_cost: float | None
     tenant: str | None
     min_confidence: float | None
+    explain: bool = False
 
 
 def decode_request(

@@ -27,6 +27,7 @@ class Wishes(NamedTuple):
         max_cost: the parameter ``cascade_max_cost``, most that each of its rows may spend.
         tenant: the parameter ``cascade_tenant``, for whom this is.
         min_confidence: the parameter ``cascade_min_confidence``, probability of being right with which each row is content.
+        explain: the parameter ``cascade_explain``, whether the client wants to know why it is answered as it is.
     """
 
     timeout_s: float | None = None
@@ -34,6 +35,7 @@ class Wishes(NamedTuple):
     max_cost: float | None = None
     tenant: str | None = None
     min_confidence: float | None = None
+    explain: bool = False
 
 
 def read_wishes(parameters: Mapping[str, Parameter], priorities: int, max_timeout_s: int) -> Wishes:
@@ -53,6 +55,7 @@ def read_wishes(parameters: Mapping[str, Parameter], priorities: int, max_timeou
         _max_cost(parameters["cascade_max_cost"]) if "cascade_max_cost" in parameters else None,
         _tenant(parameters["cascade_tenant"]) if "cascade_tenant" in parameters else None,
         _min_confidence(parameters["cascade_min_confidence"]) if "cascade_min_confidence" in parameters else None,
+        "cascade_explain" in parameters and flag(parameters, "cascade_explain", "parameters", default=False),
     )
 
 

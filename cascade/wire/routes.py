@@ -26,6 +26,7 @@ class RouteKind(StrEnum):
     MODEL_READY = "model_ready"
     MODEL_CONFIG = "model_config"
     MODEL_STATISTICS = "model_statistics"
+    MODEL_EXPLAIN = "model_explain"
     INFER = "infer"
     INFER_STREAM = "infer_stream"
 
@@ -38,11 +39,13 @@ class Route:
         kind: what is asked for.
         model: the model's name, decoded; None where the route has none.
         version: the version, decoded; None if the path gives none.
+        request_id: the request that an explanation is asked of, decoded; None where the route has none.
     """
 
     kind: RouteKind
     model: str | None = None
     version: str | None = None
+    request_id: str | None = None
 
 
 _GET: Final = ("GET", "HEAD")
@@ -65,10 +68,11 @@ _MODEL_ROUTES: Final[Mapping[tuple[str, ...], tuple[RouteKind, tuple[str, ...]]]
     ("ready",): (RouteKind.MODEL_READY, _GET),
     ("config",): (RouteKind.MODEL_CONFIG, _GET),
     ("stats",): (RouteKind.MODEL_STATISTICS, _GET),
+    ("explain",): (RouteKind.MODEL_EXPLAIN, _GET),
     ("infer",): (RouteKind.INFER, _POST),
     ("infer_stream",): (RouteKind.INFER_STREAM, _POST),
 }
-"""What may follow ``v2/models/{model}[/versions/{version}]``."""
+"""What may follow ``v2/models/{model}[/versions/{version}]``; ``explain`` may be followed by the id of a request."""
 
 
 def parse_route(method: str, path: str) -> Route:
@@ -95,18 +99,21 @@ def parse_route(method: str, path: str) -> Route:
     found = _SERVER_ROUTES.get(segments)
     model: str | None = None
     version: str | None = None
+    request_id: str | None = None
     if found is None and segments[:2] == ("v2", "models"):
         model, rest = segments[2], segments[3:]
         if len(rest) >= 2 and rest[0] == "versions":
             version, rest = rest[1], rest[2:]
-        if model and version != "":
+        if len(rest) == 2 and rest[0] == "explain":
+            request_id, rest = rest[1], rest[:1]
+        if model and version != "" and request_id != "":
             found = _MODEL_ROUTES.get(rest)
     if found is None:
         raise UnknownRoute(f"there is nothing at {brief(path)}")
     kind, allowed = found
     if method not in allowed:
         raise MethodNotAllowed(f"{brief(path)} takes {' or '.join(allowed)}, got {brief(method)}", allowed)
-    return Route(kind, _decoded(model), _decoded(version))
+    return Route(kind, _decoded(model), _decoded(version), _decoded(request_id))
 
 
 def _decoded(segment: str | None) -> str | None:

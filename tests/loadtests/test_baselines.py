@@ -1,5 +1,7 @@
 """The fixed-threshold baseline in virtual time: it waits where the policy would degrade."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,9 @@ def test_while_the_last_stage_is_out_rows_wait_for_it_and_fail_with_it():
     assert late.any()
     assert not (record.ending[late] == Ending.ANSWERED).any()
     assert (record.ending[~asked] == Ending.ANSWERED).all()
+
+
+@pytest.mark.parametrize("event", ["arrived", "completed", "failed", "cancelled", "tick", "dispatch", "set_slots"])
+def test_a_driver_may_tell_it_all_that_it_tells_the_policy(event):
+    told, understood = (signature(getattr(each, event)).parameters for each in (Policy, StaticPolicy))
+    assert list(told) == list(understood)

@@ -93,8 +93,8 @@ def second_of(counts: Counts, rows: int = 10, dear: int = 4, degraded: int = 0, 
     for stage, sent in zip(counts.stages, (rows, dear), strict=True):
         stage.batches += 2
         stage.rows += sent
-        stage.run_s += 0.1
-        stage.queued_s += 0.05 * sent
+        stage.runs.add(0.05, 2)
+        stage.waits.add(0.05, sent)
 
 
 def test_an_old_second_is_forgotten():

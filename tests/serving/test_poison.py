@@ -113,7 +113,7 @@ async def test_rows_that_all_fail_leave_nothing_behind():
 async def test_a_healthy_ladder_makes_no_digests():
     router = make_router(fake_stages(1))
     await outcomes(router, [row(SURE)] * 3)
-    assert not router._wards._quarantine.active(0.0)
+    assert not router.wards._quarantine.active(0.0)
 
 
 # -- logits and digests -------------------------------------------------------------------------------------------------

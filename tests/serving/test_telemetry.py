@@ -13,12 +13,14 @@ from ladders import config, judges
 from cascade.policy.audit import Auditor, Estimate
 from cascade.policy.classes import ClassConfig
 from cascade.policy.commands import Reply
+from cascade.policy.durations import BOUNDS_S, Durations
 from cascade.policy.gain import Judgement
 from cascade.policy.policy import Policy
 from cascade.policy.request import Answer, ExitReason, Request
 from cascade.policy.stats import ClassCounts, Counts, StageCounts
 from cascade.serving.audits import AuditCounts, Audits
-from cascade.serving.telemetry import METRICS, Metric, Monitor, Telemetry, live_statistics, serve_instrument
+from cascade.serving.metric_table import METRICS, Metric, serve_instrument
+from cascade.serving.telemetry import Monitor, Telemetry, live_statistics
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -46,6 +48,13 @@ class Registry:
         self.touched: list[str] = []
 
     def make(self, metric: Metric):
+        if metric.kind == "histogram":
+            labels = ((*metric.labels, "le"), metric.labels, metric.labels)
+            return tuple(
+                self.make(Metric(name, "gauge", metric.unit, keys, metric.help))
+                for name, keys in zip(metric.series, labels, strict=True)
+            )
+
         def tell(value, tags, grow):
             assert set(tags) == set(metric.labels), (metric.name, tags)
             assert all(isinstance(label, str) for label in tags.values())
@@ -63,6 +72,12 @@ class Registry:
         return self.values[name, tuple(labels)]
 
 
+def lasted(seconds: float, times: int) -> Durations:
+    durations = Durations()
+    durations.add(seconds, times)
+    return durations
+
+
 def counted(scale: int = 1) -> Counts:
     """Counters in which everything has happened."""
     stages = tuple(
@@ -73,12 +88,12 @@ def counted(scale: int = 1) -> Counts:
             2 * scale,
             6 * scale,
             scale,
-            0.5 * scale,
-            0.25 * scale,
             8.0 * scale,
             2.0 * scale,
             3 * scale,
             5 * scale,
+            lasted(0.25, 2 * scale),
+            lasted(0.125, 2 * scale),
         )
         for _ in range(2)
     )
@@ -104,6 +119,8 @@ def live(**changes) -> LiveStatistics:
         "degraded": 0.25,
         "shed_per_s": 1.5,
         "certified_loss": 0.01,
+        "certified_loss_limit": 0.2,
+        "cost_top": 4.0,
         "predicted_accuracy": 0.93,
         "audited_accuracy": Audited(0.91, 0.02, 40),
         "audited_disagreement": Audited(0.05, 0.03, 40),
@@ -115,7 +132,7 @@ def live(**changes) -> LiveStatistics:
     return LiveStatistics(**{**figures, **changes})
 
 
-REQUESTS, AUDITS = {"answered": 9, "refused": 2}, AuditCounts(8, 4, 2)
+REQUESTS, AUDITS, TOOK = {"answered": 9, "refused": 2}, AuditCounts(8, 4, 2), lasted(0.003, 9)
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -140,7 +157,7 @@ def test_names_follow_the_conventions_of_prometheus():
         assert metric.unit in UNITS
         assert not {"application", "deployment", "replica", "route"} & set(metric.labels)  # Serve's own
         for unit, word in (("seconds", "seconds"), ("ratio", "ratio"), ("rows/s", "per_second"), ("joules", "joules")):
-            assert (metric.unit == unit) == (word in metric.name), metric.name
+            assert (metric.unit == unit) == (f"_{word}_" in f"{metric.name}_"), metric.name
     # OpenMetrics knows a counter by its name without the suffix, which must not be that of another metric.
     stems = [name.removesuffix("_total") for name in names]
     assert len(set(stems)) == len(stems)
@@ -149,9 +166,10 @@ def test_names_follow_the_conventions_of_prometheus():
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_serve_takes_every_metric(metric):
     instrument = serve_instrument(metric)
-    assert instrument.info["name"] == metric.name
-    assert instrument.info["tag_keys"] == metric.labels
-    assert hasattr(instrument, "inc" if metric.kind == "counter" else "set")
+    parts = instrument if metric.kind == "histogram" else (instrument,)
+    assert tuple(part.info["name"] for part in parts) == metric.series
+    assert parts[-1].info["tag_keys"] == metric.labels
+    assert all(hasattr(part, "inc" if metric.kind == "counter" else "set") for part in parts)
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
@@ -159,14 +177,15 @@ def test_serve_takes_every_metric(metric):
 
 def test_every_metric_is_published():
     registry = Registry()
-    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS)
-    assert {metric.name for metric in METRICS} == set(registry.touched)
+    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
+    assert {name for metric in METRICS for name in metric.series} == set(registry.touched)
 
 
 def test_the_values_that_are_published():
     registry = Registry()
-    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS)
+    Telemetry(["small", "large"], registry.make).publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     assert registry["cascade_requests_total", "refused"] == 2
+    assert registry["cascade_top_cost_units_total",] == 4 * 14
     assert [registry["cascade_rows_total", o] for o in ("answered", "shed", "expired", "failed", "cancelled")] == [
         14,
         3,
@@ -176,8 +195,10 @@ def test_the_values_that_are_published():
     ]
     assert registry["cascade_answers_total", "large", "evicted"] == 1
     assert registry["cascade_stage_rows_total", "small"] == 6
-    assert registry["cascade_stage_queue_seconds_total", "small"] == 0.5
-    assert registry["cascade_stage_run_seconds_total", "small"] == 0.25
+    assert registry["cascade_queue_duration_seconds_sum", "small"] == 0.5
+    assert registry["cascade_stage_duration_seconds_sum", "small"] == 0.25
+    assert registry["cascade_request_duration_seconds_count",] == 9
+    assert registry["cascade_certified_loss_limit_ratio",] == 0.2
     assert registry["cascade_stage_energy_joules_total", "large"] == 8
     assert registry["cascade_stage_idle_energy_joules_total", "large"] == 2
     assert registry["cascade_class_shed_rows_total", "2"] == 3
@@ -191,22 +212,39 @@ def test_the_values_that_are_published():
     assert registry["cascade_class_degraded_ratio", "2"] == 0.75
 
 
+def test_a_histogram_has_every_bucket_cumulated_and_its_last_one_is_the_count():
+    registry = Registry()
+    telemetry, took = Telemetry(["small", "large"], registry.make), Durations()
+    for seconds in (0.0, 0.002, 0.0025, 0.003, 99.0):
+        took.add(seconds)
+    telemetry.publish(live(), counted(), durations=took)
+    name = "cascade_request_duration_seconds"
+    buckets = {labels[0]: value for (each, labels), value in registry.values.items() if each == f"{name}_bucket"}
+    assert list(buckets) == [*(f"{bound:g}" for bound in BOUNDS_S), "+Inf"]
+    assert [buckets[le] for le in ("0.0005", "0.001", "0.0025", "0.005", "10", "+Inf")] == [1, 1, 3, 4, 4, 5]
+    assert (registry[f"{name}_count",], registry[f"{name}_sum",]) == (5, pytest.approx(99.0075))
+    registry.touched.clear()
+    telemetry.publish(live(), counted(), durations=took)  # Ray exports a gauge only where it was set since the last time
+    touched = [each for each in registry.touched if each.startswith(name)]
+    assert touched == [f"{name}_bucket"] * (len(BOUNDS_S) + 1) + [f"{name}_sum", f"{name}_count"]
+
+
 def test_counters_hold_the_totals_however_often_they_are_published():
     registry = Registry()
     telemetry = Telemetry(["small", "large"], registry.make)
     for scale in (1, 1, 2, 7):
-        telemetry.publish(live(), counted(scale), {"answered": scale})
+        telemetry.publish(live(), counted(scale), {"answered": scale}, durations=lasted(0.01, scale))
     once = Registry()
-    Telemetry(["small", "large"], once.make).publish(live(), counted(7), {"answered": 7})
+    Telemetry(["small", "large"], once.make).publish(live(), counted(7), {"answered": 7}, durations=lasted(0.01, 7))
     assert registry.values == once.values
 
 
 def test_what_has_not_grown_costs_no_increment():
     registry = Registry()
     telemetry = Telemetry(["small", "large"], registry.make)
-    telemetry.publish(live(), counted(), REQUESTS, AUDITS)
+    telemetry.publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     registry.touched.clear()
-    telemetry.publish(live(), counted(), REQUESTS, AUDITS)
+    telemetry.publish(live(), counted(), REQUESTS, AUDITS, TOOK)
     assert not [name for name in registry.touched if name.endswith("_total")]
 
 
@@ -340,15 +378,15 @@ def test_classes_are_read_if_there_are_several():
 
 def test_what_the_audits_say_is_read():
     policy = two_stages()
-    recent = monitor_of(policy)._window.read(0.0, policy.counts)
+    recent = monitor_of(policy).window.read(0.0, policy.counts)
     estimate = Estimate(500, 0.93, 40, 0.8, 0.91, 0.02, 0.05, 0.03)
-    reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, estimate, 0.0)
+    reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, estimate, 0.0, 10.0)
     assert reading.predicted_accuracy == 0.93
     assert reading.audited_accuracy == Audited(0.91, 0.02, 40)
     assert reading.audited_disagreement == Audited(0.05, 0.03, 40)
     assert reading.audit_coverage == 0.8
     nothing = Estimate(500, 0.93, 0, 0.1, None, None, None, None)
-    reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, nothing, 0.0)
+    reading = live_statistics(0.0, ["small", "large"], policy, FixedPlan(), recent, nothing, 0.0, 10.0)
     assert (reading.predicted_accuracy, reading.audited_accuracy, reading.audit_coverage) == (0.93, None, None)
 
 

@@ -104,6 +104,17 @@ async def test_rows_that_stay_are_answered_as_in_one_pass(ladder, device):
     assert replicas.rows_kept() == [3]  # the rows that nobody has asked for or given back
 
 
+async def test_a_call_that_reaches_another_replica_finds_none_of_its_rows_and_frees_none(ladder):
+    replicas, stages = served(ladder, count=2)
+    tickets = [(await stages[0].run(inputs())).state[TICKET] for _ in range(2)]
+    (first, slots), (second, _) = ((each[0, 0], each[:, 1]) for each in tickets)
+    assert first != second
+    reply = await replicas.replicas[second].resume(1, slots, slots, to=first)
+    await replicas.replicas[second].free(slots, to=first)
+    assert (len(reply.logits), len(reply.places)) == (0, 0)
+    assert replicas.rows_kept() == [ROWS, ROWS]
+
+
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(ROWS)), cut=st.integers(1, ROWS - 1))
 def test_a_batch_whose_rows_lie_with_several_replicas_is_split(ladder, order, cut):

@@ -175,6 +175,11 @@ class TestIdentity:
         assert read(x_request_id=value).request_id == request_id
         assert read(cascade_tenant=value).tenant == request_id
 
+    @pytest.mark.parametrize(("value", "asked"), [(b"?1", True), (b" ?1 ", True), (b"?0", False), (b"1", False)])
+    def test_an_explanation_is_asked_for_by_a_structured_boolean(self, value, asked):
+        assert read(cascade_explain=value).explain is asked
+        assert read().explain is False
+
     @pytest.mark.parametrize(
         ("value", "sampled"),
         [

@@ -449,6 +449,12 @@ class TestScheduling:
         assert (request.timeout_s, request.priority, request.max_cost, request.tenant) == (0.25, 4, 3.0, "shop")
         assert request.parameters == parameters
 
+    def test_an_explanation_is_asked_for_by_true_alone(self):
+        assert [self.decode({"cascade_explain": value}).explain for value in (True, False)] == [True, False]
+        assert not self.decode({}).explain
+        body = message(tensor([1], [1], "FP32"), parameters={"cascade_explain": 1})
+        assert refusal(body, signature=one_input("FP32")) == "parameters: cascade_explain must be true or false, got 1"
+
     def test_zero_means_the_default_as_in_triton(self):
         request = self.decode({"timeout": 0, "priority": 0})
         assert (request.timeout_s, request.priority) == (None, None)

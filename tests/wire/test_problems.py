@@ -37,6 +37,7 @@ def test_a_request_without_an_id_has_no_instance():
         (errors.UnsupportedMediaType("d"), 415, "unsupported_media_type"),
         (errors.UnknownModel("d"), 404, "unknown_model"),
         (errors.UnknownRoute("d"), 404, "unknown_route"),
+        (errors.UnknownRequest("d"), 404, "unknown_request"),
         (errors.MethodNotAllowed("d", ("GET",)), 405, "method_not_allowed"),
         (errors.NotReady("d"), 503, "not_ready"),
         (errors.Overloaded("d", 1), 503, "overloaded"),
