@@ -19,7 +19,7 @@ from cascade.models.halting import Thinks
 from cascade.models.stage import Arrays, Execution, TorchStage, load_weights
 from cascade.models.thinking import ThinkingStage
 from cascade.spec import Ladder, StageSpec
-from cascade.spec_exits import chain_of, leaves_state
+from cascade.spec_exits import chain_of, chains, leaves_state
 
 logger = logging.getLogger("cascade.stage")
 
@@ -81,6 +81,17 @@ def load_chain(
         except Exception as error:  # the user's own code may raise anything
             raise SpecError(f"stages.{stage.name}.model: its forward fails on rows of zeros: {error}") from error
     return tuple(loaded)
+
+
+def check_networks(ladder: Ladder) -> None:
+    """Load every stage and run it, as a server would.
+
+    Raises:
+        SpecError: see `load_chain`.
+        ConfigError: see there.
+    """
+    for chain in chains(ladder.spec.stages):
+        load_chain(ladder, chain)
 
 
 def network_of(ladder: Ladder, stage: StageSpec) -> nn.Module:

@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,13 @@ from numpy.typing import NDArray
 from cascade import __version__
 from cascade.calibration.artefact import Machine, MeasuredBatch, ServiceProfile, StageService
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.calibration.service_time import fit_service_time
+from cascade.calibration.service_time import stage_service
 from cascade.errors import ConfigError
 from cascade.loading import load_chain
 from cascade.models.stage import Arrays, TorchStage
 from cascade.rows import read_rows
 from cascade.spec import Ladder, StageSpec
+from cascade.spec_exits import chains
 
 RUNS = 30
 """Batches timed at each size; their median is what the service-time model is fitted on."""
@@ -54,7 +54,7 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
     digests = ladder.stage_digests()
     probs: dict[str, NDArray[np.float32]] = {}
     services: list[StageService] = []
-    for chain in _chains(spec.stages):
+    for chain in chains(spec.stages):
         stages = [spec.placed[index] for index in chain]
         shown = " and ".join(stage.name for stage in stages)
         progress(shown, chain.start / len(spec.stages))
@@ -67,10 +67,7 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
         sample: Arrays = _first_rows(inputs, max(stage.max_batch_size for stage in stages))
         for network, stage in zip(loaded, stages, strict=True):
             measured = measured_batches(network, sample, stage)
-            a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
-            services.append(
-                StageService(name=stage.name, digest=digests[stage.name], a_s=a_s, b_s=b_s, measured=tuple(measured))
-            )
+            services.append(stage_service(stage.name, digests[stage.name], measured))
             sample = network.run(sample).state or {}
     progress("done", 1.0)
     table = OutcomeTable.from_arrays(
@@ -92,12 +89,6 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
         stages=tuple(services),
     )
     return table, service
-
-
-def _chains(stages: Sequence[StageSpec]) -> list[range]:
-    """The stages by what must run together: each that begins at the inputs, with those that resume from it."""
-    starts = [index for index, stage in enumerate(stages) if not stage.resumes]
-    return [range(start, end) for start, end in pairwise([*starts, len(stages)])]
 
 
 def _first_rows(inputs: Arrays, most: int) -> Arrays:
@@ -152,14 +143,7 @@ def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list
             before = time.perf_counter()
             stage.run(batch)
             durations.append(time.perf_counter() - before)
-        measured.append(
-            MeasuredBatch(
-                rows=size,
-                median_s=float(np.median(durations)),
-                p99_s=float(np.quantile(durations, 0.99)),
-                runs=len(durations),
-            )
-        )
+        measured.append(MeasuredBatch.of(size, durations))
     return measured
 
 

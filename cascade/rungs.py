@@ -16,9 +16,9 @@ import yaml
 from numpy.typing import NDArray
 
 from cascade import __version__
-from cascade.calibration.artefact import MeasuredBatch, ServiceProfile, StageService
+from cascade.calibration.artefact import MeasuredBatch, ServiceProfile
 from cascade.calibration.outcomes import OutcomeTable
-from cascade.calibration.service_time import fit_service_time
+from cascade.calibration.service_time import stage_service
 from cascade.compressing import Made, Progress, stands_alone
 from cascade.errors import ConfigError
 from cascade.loading import load_network, network_of
@@ -175,7 +175,7 @@ def measure(ladder: Ladder, made: Sequence[Made], *, test: bool = False, progres
         created_by=f"cascade {__version__}",
         ladder=ladder.spec.name,
         machine=machine(),
-        stages=tuple(_service(specs[index].name, digests[index], times[index]) for index in order),
+        stages=tuple(stage_service(specs[index].name, digests[index], _measured(times[index])) for index in order),
     )
     return Compressed(tuple(rungs[index] for index in order), tables[0], tables[1] if test else None, service)
 
@@ -320,17 +320,8 @@ def _table(
     )
 
 
-def _service(name: str, digest: str, times: dict[int, NDArray[np.float64]]) -> StageService:
-    measured = _measured(times)
-    a_s, b_s = fit_service_time([m.rows for m in measured], [m.median_s for m in measured])
-    return StageService(name=name, digest=digest, a_s=a_s, b_s=b_s, measured=measured)
-
-
 def _measured(times: dict[int, NDArray[np.float64]]) -> tuple[MeasuredBatch, ...]:
-    return tuple(
-        MeasuredBatch(rows=size, median_s=float(np.median(taken)), p99_s=float(np.quantile(taken, 0.99)), runs=len(taken))
-        for size, taken in sorted(times.items())
-    )
+    return tuple(MeasuredBatch.of(size, taken) for size, taken in sorted(times.items()))
 
 
 def _sizes(spec: StageSpec) -> list[int]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from cascade.errors import SpecError
 from cascade.models.factory import call_factory
 from cascade.policy.routing import Routing
-from cascade.spec_errors import describe_errors
+from cascade.spec_errors import describe_errors, read_mapping
 from cascade.spec_exits import FROM_OWNER, check_exits, costs_alone, owner_of
 from cascade.spec_sections import (
     AdmissionSpec,
@@ -281,14 +280,7 @@ class Ladder:
             SpecError: it cannot be read, is no YAML, or a field is wrong; one line for each wrong field.
         """
         path = Path(path)
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SpecError(f"{path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, ValueError) as error:  # YAML's own dates raise a plain ValueError, as does bad UTF-8
-            raise SpecError(f"{path}: not valid YAML: {error}") from error
-        if not isinstance(document, dict):
-            raise SpecError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
+        document = read_mapping(path, SpecError)
         return cls(parse_spec(document, source=str(path)), path.resolve().parent, path.resolve())
 
     def path(self, relative: str) -> Path:

@@ -6,6 +6,7 @@ has paid for each block once.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 FROM_OWNER = (
@@ -148,11 +149,25 @@ def owners_of(stages: Sequence[ExitStage]) -> list[int]:
     return [owner_of(stages, index) for index in range(len(stages))]
 
 
+def chains(stages: Sequence[ExitStage]) -> list[range]:
+    """The stages by what must run together: each that begins at the inputs, with those that resume from it."""
+    return _parts([not stage.resumes for stage in stages])
+
+
+def groups(stages: Sequence[ExitStage]) -> list[range]:
+    """The stages by the processes in which they run: those that run together are one group."""
+    return _parts([stage.placement != "together" for stage in stages])
+
+
 def groups_of(stages: Sequence[ExitStage]) -> tuple[tuple[int, ...], ...]:
     """The stages that run on the same replicas, several each; none that has its own."""
-    owners = owners_of(stages)
-    groups = (tuple(k for k, own in enumerate(owners) if own == owner) for owner in sorted(set(owners)))
-    return tuple(group for group in groups if len(group) > 1)
+    return tuple(tuple(group) for group in groups(stages) if len(group) > 1)
+
+
+def _parts(begins: Sequence[bool]) -> list[range]:
+    """Neighbours up to the next that begins a part."""
+    starts = [index for index, begin in enumerate(begins) if begin]
+    return [range(start, end) for start, end in pairwise([*starts, len(begins)])]
 
 
 def leaves_state(stages: Sequence[ExitStage], index: int) -> bool:

@@ -6,42 +6,23 @@ For each stage a closed loop of rows that leave there at base prices (or behind 
 busy, and the server's own counters are read when a window opens and when it closes. Knows the server's HTTP face, the
 ladder's files and the lean closed-loop client of the benchmarks; nothing of Ray and of scenarios.
 
-With differences over a window of T seconds, for a stage with r replicas that hold c batches each:
+Stages that share replicas are all measured at once, by rows that ask for the last of them. Few may get there: a closed loop
+comes back the sooner the earlier rows stop, so the policy sees more than the replicas can do, and spends them where a second
+is worth most. What follows from the counters is in `loadtests.capacity`.
 
-    rate       = rows / T                                 rows a second that it got through
-    occupancy  = run time of its batches / (T r c)        share of its places that held a batch, 1 when saturated
-    capacity   = max(rate, r B / (S(B) q)),               q = run time / (a batches + b rows)
-
-S(n) = a + b n is the profiled service time, q how much slower batches are here, and B the largest batch. The rate is what a
-saturated stage can do; there calls wait for each other in a replica, which makes q, and so the second term, too pessimistic.
-The second term is for a stage that the stages before it cannot fill: its calls do not overlap, so its places do not count.
-
-Stages that share replicas take turns there, so what one of them could do alone follows from what they did together: with
-w = S(B) / B of each,
-
-    capacity of k = (sum of rate_j w_j over the stages j of the group) / w_k,
-
-as long as the replicas always had work, which `occupancy` says: the calls of the whole group by the places of one stage.
-They are all measured at once, by rows that ask for the last of them. Few may get there: a closed loop comes back the sooner
-the earlier rows stop, so the policy sees more than the replicas can do, and spends them where a second is worth most.
-
-`unit_rate` is the requests a second if all of them went to the top: the last stage's capacity, or, where it shares replicas
-with the stages before it, what these can do for rows that visit all of them, 1 / sum of 1 / capacity. The rate of stage 0 is
-`stage0_rate`: the whole way through the server, HTTP and router included. While any other stage is measured, a second closed
-loop keeps the last one busy too, since under every load near those capacities it is; where stages share cores, a stage that
-has them to itself would promise too much.
+The rate of stage 0 is the whole way through the server, HTTP and router included. While any other stage is measured, a
+second closed loop keeps the last one busy too, since under every load near those capacities it is; where stages share cores,
+a stage that has them to itself would promise too much.
 """
 
 import json
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -54,15 +35,14 @@ from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.errors import CascadeError, ConfigError
 from cascade.rows import read_rows
-from cascade.spec import CascadeSpec, Ladder, StageSpec
+from cascade.spec import CascadeSpec, Ladder
 from cascade.spec_exits import groups_of
 from cascade.wire.client import encode_request
+from loadtests.capacity import Counters, Measured, Window, capacity_of, counters_of, places, shared_capacity, summarise
 
 REPEATS = 3
 SECONDS = 8.0
 WARM_S = 1.0
-SATURATED = 0.85
-"""Occupancy of the last stage below which its capacity is an estimate rather than a measurement."""
 ROWS = 512
 """Different rows that are sent, at most."""
 BUSY_ROWS = 64
@@ -72,184 +52,6 @@ STAGE0_CONNECTIONS = 16
 MOST_CONNECTIONS = 256
 TEST_TABLE = "test-outcomes.npz"
 """Beside the calibration: outcomes of the rows that load tests send."""
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What one stage has done since the server started.
-
-    Attributes:
-        batches: batches that came back.
-        rows: rows in them.
-        run_s: seconds from call to return, summed over the batches.
-    """
-
-    batches: int
-    rows: int
-    run_s: float
-
-    def since(self, before: "Counters") -> "Counters":
-        """What was done between two readings."""
-        return Counters(self.batches - before.batches, self.rows - before.rows, self.run_s - before.run_s)
-
-
-@dataclass(frozen=True)
-class Window:
-    """One stage, kept busy for a while.
-
-    Attributes:
-        stage: its name.
-        seconds: length of the window.
-        answered_per_s: answers with status 200 a second as the client saw them, but for those that keep the last stage busy.
-        refused: answers with another status.
-        rate: rows a second that the stage got through.
-        batch: mean rows in a batch.
-        occupancy: see the module.
-        capacity: rows a second that the stage can do, see the module.
-        client_share: CPU of the load client, share of one core.
-    """
-
-    stage: str
-    seconds: float
-    answered_per_s: float
-    refused: int
-    rate: float
-    batch: float
-    occupancy: float
-    capacity: float
-    client_share: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a server can do.
-
-    Attributes:
-        unit_rate: requests a second if all went through the top stage.
-        stage0_rate: requests a second that get through stage 0.
-        rows_per_s: rows a second of each stage, by name, medians.
-        spread: (largest - smallest) / median of the repeats, by stage; of the rate for the first.
-        seconds: length of a window.
-        windows: everything that was measured.
-    """
-
-    unit_rate: float
-    stage0_rate: float
-    rows_per_s: dict[str, float]
-    spread: dict[str, float]
-    seconds: float
-    windows: tuple[Window, ...]
-
-    @property
-    def saturated(self) -> bool:
-        """Whether the last stage was the bottleneck whenever it was measured; if not, `unit_rate` is an estimate."""
-        last = list(self.rows_per_s)[-1]
-        return all(window.occupancy >= SATURATED for window in self.windows if window.stage == last)
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, path: Path) -> "Measured":
-        """Undo `document`, from a file.
-
-        Raises:
-            ConfigError: it cannot be read, or is something else.
-        """
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**document, "windows": tuple(Window(**window) for window in document["windows"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path}: not a measured capacity: {error}") from error
-
-
-def counters_of(document: Mapping[str, Any], model: str, stages: Sequence[str]) -> list[Counters]:
-    """Each stage's counters out of the document of ``GET /v2/models/{model}/stats``.
-
-    Raises:
-        ConfigError: a stage is missing.
-    """
-    entries = {entry["name"]: entry for entry in document["model_stats"]}
-    found = []
-    for stage in stages:
-        entry = entries.get(f"{model}.{stage}")
-        if entry is None:
-            raise ConfigError(f"the statistics of model {model!r} name no stage {stage!r}, only {', '.join(entries)}")
-        run = entry["inference_stats"]["compute_infer"]
-        found.append(Counters(entry["execution_count"], entry["inference_count"], run["ns"] * 1e-9))
-    return found
-
-
-def capacity_of(done: Counters, seconds: float, stage: StageSpec, profiled: StageService) -> tuple[float, float]:
-    """A stage's capacity and occupancy from what it did in a window; the formulae are in the module's docstring.
-
-    Args:
-        done: differences of its counters.
-        seconds: length of the window.
-        stage: the stage.
-        profiled: its service time.
-
-    Returns:
-        Rows a second, and the occupancy.
-
-    Raises:
-        ConfigError: the stage did nothing in the window.
-    """
-    if not done.batches or not done.rows:
-        raise ConfigError(f"stage {stage.name!r} ran no batch while it was to be kept busy for {seconds:g} s")
-    replicas = 1 if stage.placement == "router" else stage.replicas
-    occupancy = done.run_s / (seconds * _places(stage))
-    slower = done.run_s / (profiled.a_s * done.batches + profiled.b_s * done.rows)
-    full_s = (profiled.a_s + profiled.b_s * stage.max_batch_size) * slower
-    return max(done.rows / seconds, replicas * stage.max_batch_size / full_s), occupancy
-
-
-def shared_capacity(
-    done: Sequence[Counters], seconds: float, stages: Sequence[StageSpec], profiled: Sequence[StageService], index: int
-) -> tuple[float, float]:
-    """The same as `capacity_of` for a stage that shares replicas.
-
-    Args:
-        done: differences of the counters of every stage on these replicas.
-        seconds: length of the window.
-        stages: they, as placed.
-        profiled: their service times.
-        index: which of them.
-
-    Returns:
-        Rows a second that the stage could do alone, and the occupancy of the replicas, at most 1.
-
-    Raises:
-        ConfigError: the stage did nothing in the window.
-    """
-    if not done[index].rows:
-        raise ConfigError(f"stage {stages[index].name!r} ran no batch while it was to be kept busy for {seconds:g} s")
-    row_s = [each.a_s / stage.max_batch_size + each.b_s for each, stage in zip(profiled, stages, strict=True)]
-    busy = sum(each.rows / seconds * work_s for each, work_s in zip(done, row_s, strict=True))
-    occupancy = sum(each.run_s for each in done) / (seconds * _places(stages[0]))
-    return busy / row_s[index], min(1.0, occupancy)
-
-
-def summarise(windows: Sequence[Window], stages: Sequence[str], together: Sequence[int] = ()) -> Measured:
-    """Medians and spreads of repeated windows.
-
-    Args:
-        windows: in any order, at least one of each stage.
-        stages: names, cheapest first.
-        together: indices of the stages on the last one's replicas, if there are others.
-    """
-    of_stage = {stage: [window for window in windows if window.stage == stage] for stage in stages}
-    rows_per_s = {stage: median(window.capacity for window in found) for stage, found in of_stage.items()}
-    spread = {stage: _spread([window.capacity for window in found]) for stage, found in of_stage.items()}
-    through = [window.rate for window in of_stage[stages[0]]]
-    spread[stages[0]] = _spread(through)
-    unit_rate = 1 / sum(1 / rows_per_s[stages[k]] for k in together or [-1])
-    return Measured(unit_rate, median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
-
-
-def _spread(values: Sequence[float]) -> float:
-    return (max(values) - min(values)) / median(values)
 
 
 def rows_by_exit(ladder: Ladder) -> list[np.ndarray]:
@@ -374,11 +176,6 @@ def _kept_busy(port: int, requests: Sequence[bytes], connections: int) -> Iterat
         running.result()
 
 
-def _places(stage: StageSpec) -> int:
-    """Batches that may be with a stage's replicas."""
-    return 1 if stage.placement == "router" else stage.replicas * stage.calls_per_replica
-
-
 def _beside(spec: CascadeSpec, index: int) -> tuple[int, ...]:
     """The stages on the same replicas as one, itself among them; empty if it has its own."""
     return next((group for group in groups_of(spec.stages) if index in group), ())
@@ -387,7 +184,7 @@ def _beside(spec: CascadeSpec, index: int) -> tuple[int, ...]:
 def _busy(spec: CascadeSpec, index: int) -> int:
     """Rows that fill a stage's replicas: every place, or, where stages share them, every replica once."""
     stage = spec.placed[index]
-    return (stage.replicas if _beside(spec, index) else _places(stage)) * stage.max_batch_size
+    return (stage.replicas if _beside(spec, index) else places(stage)) * stage.max_batch_size
 
 
 def _windows(

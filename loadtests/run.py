@@ -31,11 +31,12 @@ from benchmarks.systems import SystemFailed
 from cascade.errors import CascadeError
 from cascade.report.style import save
 from cascade.spec import Ladder
+from loadtests.capacity import Measured, Window
 from loadtests.clauses import CLAUSES as ALL_CLAUSES
 from loadtests.figure import load_figure
 from loadtests.judge import judge_runs
 from loadtests.knee import knee
-from loadtests.measure_capacity import REPEATS, SECONDS, Measured, Window, measure
+from loadtests.measure_capacity import REPEATS, SECONDS, measure
 from loadtests.phases import refused
 from loadtests.record import Recording
 from loadtests.series import SETS, SMOKE_SCALE, SOME_CLAUSES, Job, Means, Series, carry_out, exit_code, scenarios_by_system

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from cascade.errors import ConfigError
-from loadtests.measure_capacity import Measured
+from loadtests.capacity import Measured
 from loadtests.scenarios import SCENARIOS, SHORT_SET
 
 CARRIED_OUT, INVALID = 0, 3

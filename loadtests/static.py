@@ -102,12 +102,7 @@ class StaticPolicy(Policy):
         self._released(batch)
         stage, busy_s = batch.stage, now - batch.started_s
         self.capacities[stage].observe(len(batch.walks), busy_s, run_s)
-        counts = self.counts.stages[stage]
-        counts.batches += 1
-        counts.rows += len(batch.walks)
-        counts.runs.add(busy_s)
-        for walk in batch.walks:
-            counts.waits.add(walk.queued_s)
+        self.counts.stages[stage].count_batch(len(batch.walks), busy_s, batch.walks)
         behind = range(stage + 1, len(self._lines))
         values = continuation_value(judgement.gains, stage, behind, self._thresholds) if behind else None
         commands: list[Command] = []

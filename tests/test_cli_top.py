@@ -3,8 +3,6 @@
 import io
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from cascade.cli.top_view import panel
 from cascade.serving.environment import free_port
 from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
 from cascade.wire.status import RouterReading, status_document
+from tests.answering import Answering, Given
 
 
 def figures(model: str = "fashion", **live: Any) -> dict[str, Any]:
@@ -40,35 +39,17 @@ def figures(model: str = "fashion", **live: Any) -> dict[str, Any]:
     return status_document([reading], model=model, version="1", server="0", cost_unit="MAC", routers=2)
 
 
-class Server:
+class Server(Answering):
     """Serves documents by path."""
 
     def __init__(self) -> None:
         self.documents: dict[str, tuple[int, Any]] = {"/status/figures": (200, figures())}
-        served = self
+        super().__init__(self._give)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, document = served.documents.get(self.path, (404, {}))
-                body = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def _give(self, path: str) -> Given:
+        status, document = self.documents.get(path, (404, {}))
+        body = json.dumps(document).encode()
+        return status, [("content-type", "application/json"), ("content-length", str(len(body)))], body
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cascade.errors import CalibrationMismatch, ConfigError
@@ -252,6 +253,11 @@ class MeasuredBatch(_Part):
     """99th percentile over runs."""
     runs: Annotated[int, Field(ge=1)]
     """Batches that were timed."""
+
+    @classmethod
+    def of(cls, rows: int, seconds: Sequence[float] | NDArray[np.float64]) -> Self:
+        """From the times of the batches."""
+        return cls(rows=rows, median_s=float(np.median(seconds)), p99_s=float(np.quantile(seconds, 0.99)), runs=len(seconds))
 
 
 class StageService(_Part):

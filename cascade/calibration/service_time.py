@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
+from cascade.calibration.artefact import MeasuredBatch, StageService
 from cascade.calibration.scores import significant
 from cascade.errors import ConfigError
 
@@ -25,3 +26,9 @@ def fit_service_time(rows: Sequence[int], seconds: Sequence[float]) -> tuple[flo
     design = np.column_stack([np.ones_like(times), np.asarray(rows, dtype=np.float64)])
     (a_s, b_s), _ = nnls(design / times[:, None], np.ones_like(times))
     return significant(a_s), significant(b_s)
+
+
+def stage_service(name: str, digest: str, measured: Sequence[MeasuredBatch]) -> StageService:
+    """How long a stage takes, fitted on its measured batches."""
+    a_s, b_s = fit_service_time([each.rows for each in measured], [each.median_s for each in measured])
+    return StageService(name=name, digest=digest, a_s=a_s, b_s=b_s, measured=tuple(measured))

@@ -19,6 +19,7 @@ from rich.markup import escape
 from cascade.cli.console import console, errors, key_header, usage_errors
 from cascade.errors import ConfigError, ServerUnreachable
 from cascade.spec import Ladder
+from cascade.spec_errors import read_mapping
 
 if TYPE_CHECKING:
     from cascade.serving.deploying import Checked, Cluster, Progress
@@ -172,10 +173,10 @@ def read(
     """
     from cascade.serving import deploying
     from cascade.serving.address import Address as HostAndPort
-    from cascade.serving.serve_file import BUILDER, app_args, check_deployments, check_document, read_document
+    from cascade.serving.serve_file import BUILDER, app_args, check_deployments, check_document
 
     options = {"--name": name, "--route-prefix": route_prefix, "--listen": listen, "--listen-grpc": listen_grpc}
-    document = read_document(file)
+    document = read_mapping(file)
     if "applications" not in document:
         ladder = Ladder.read(file)
         for text in (listen, listen_grpc):
@@ -283,15 +284,15 @@ def confirm(address: str, details: Mapping[str, Any], application: dict[str, Any
 
 def server_of(address: str, details: Mapping[str, Any], application: Mapping[str, Any]) -> str:
     """Where a ladder can be reached, as seen from the cluster's dashboard: its routers themselves, or else Serve."""
+    from cascade.serving.address import Address as HostAndPort
+
     host = urlsplit(address).hostname or "127.0.0.1"
     listen = application["args"].get("listen")
     if listen is not None:
-        own, _, port = listen.rpartition(":")
-        return f"http://{host if own in ('0.0.0.0', '[::]') else own}:{port}"
+        return f"http://{HostAndPort.parse(listen).seen_from_outside(host)}"
     http = details.get("http_options") or {}
-    own, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    prefix = (application.get("route_prefix") or "/").rstrip("/")
-    return f"http://{host if own in ('0.0.0.0', '::', None) else own}:{port}{prefix}"
+    serves = HostAndPort(http.get("host", "127.0.0.1") or "0.0.0.0", http.get("port", 8000))
+    return f"http://{serves.seen_from_outside(host)}{(application.get('route_prefix') or '/').rstrip('/')}"
 
 
 def routers_at(url: str) -> list[dict[str, Any]] | None:

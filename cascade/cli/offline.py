@@ -27,13 +27,12 @@ def register(app: typer.Typer) -> None:
 
 def check(spec: SpecPath, as_json: AsJson = False) -> None:
     """Check a spec, its weights and its calibration without starting anything."""
-    from cascade.loading import load_chain  # torch takes a second to import, which other commands need not wait for
+    from cascade.loading import check_networks  # torch takes a second to import, which other commands need not wait for
 
     with usage_errors():
         ladder = Ladder.read(spec)
         digests = ladder.stage_digests()
-        for index in range(len(ladder.spec.stages)):
-            load_chain(ladder, range(index, index + 1))
+        check_networks(ladder)
         problem = _calibration_problem(ladder, digests)
         build, version = build_digest(ladder, digests), version_digest(ladder, digests)
     if as_json:

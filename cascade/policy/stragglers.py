@@ -184,11 +184,11 @@ class Stragglers:
             own = {number: call for number, call in self._calls.items() if call.replica == tag}
             if replica.out:
                 hopeless += [number for number, call in own.items() if self._overdue(now, call, replica)]
-            elif self._may_eject and (self._stalls(now, replica, own) or self._lags(replica)):
-                stalled = self._stalls(now, replica, own)
+            elif self._may_eject and self._stalls(now, replica, own):
                 self._eject(now, replica)
-                if stalled:
-                    hopeless += list(own)
+                hopeless += list(own)
+            elif self._may_eject and self._lags(replica):
+                self._eject(now, replica)
         self._keep_half(now)
         return hopeless
 

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from cascade.errors import ConfigError
 
+ANY_HOST = frozenset({"0.0.0.0", "::"})
+"""Hosts that stand for every address of a machine."""
+
 
 class Address(NamedTuple):
     """Where to listen."""
@@ -28,6 +31,10 @@ class Address(NamedTuple):
         if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise ConfigError(f"an address to listen on must be host:port, such as 0.0.0.0:8080, got {text!r}")
         return cls(host, int(port))
+
+    def seen_from_outside(self, host: str) -> "Address":
+        """Where it can be reached: at ``host``, the machine's, if it is on every address of it."""
+        return self._replace(host=host) if self.host in ANY_HOST else self
 
     def bind(self) -> socket.socket:
         """A socket that is bound there, beside those of other routers on this machine: the kernel spreads connections.

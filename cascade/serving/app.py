@@ -42,7 +42,7 @@ from cascade.serving.ingress import Ingress
 from cascade.serving.journal import Journal, say_serving
 from cascade.serving.logs import log_to_serve, logging_config
 from cascade.serving.peers import ask_all, replica_name
-from cascade.serving.placing import groups, place_here
+from cascade.serving.placing import place_here
 from cascade.serving.port_claim import PortClaim
 from cascade.serving.renewal import read_config, read_version
 from cascade.serving.router import Router
@@ -54,7 +54,7 @@ from cascade.serving.staying import DRAIN_LOOP_S, LONGEST_S, AskAll, Staying, as
 from cascade.serving.telemetry import Monitor, Telemetry
 from cascade.serving.together import TogetherHandle, TogetherReplica, TogetherStage
 from cascade.spec import CascadeSpec, Ladder, StageSpec
-from cascade.spec_exits import owners_of
+from cascade.spec_exits import groups, owners_of
 from cascade.versions import build_digest, group_digest
 from cascade.wire.status import RouterReading
 
@@ -136,7 +136,7 @@ def application(args: AppArgs, make_policy: MakePolicy = build_policy) -> serve.
     spec = ladder.spec
     handles = [
         None if spec.stages[group.start].placement == "router" else stage_deployment(ladder, group.start, surge=args.surge)
-        for group in groups(spec)
+        for group in groups(spec.stages)
     ]
     router = serve.deployment(
         name="router",
@@ -160,7 +160,7 @@ def stage_deployment(ladder: Ladder, index: int, *, surge: bool = False) -> serv
         surge: see `AppArgs.surge`.
     """
     spec = ladder.spec
-    (group,) = (group for group in groups(spec) if group.start == index)
+    (group,) = (group for group in groups(spec.stages) if group.start == index)
     stage, routers = spec.stages[index], spec.router.replicas
     surges = surge and stage.num_gpus == 0
     calls = sum(routers * router_slots(spec.placed[each], routers, 1) for each in group)
@@ -210,10 +210,10 @@ class RouterReplica(GrpcServicer):
     ) -> None:
         log_to_serve()
         stages: list[StageClient | InlineStage] = []
-        for group in groups(ladder.spec):
+        for group in groups(ladder.spec.stages):
             replicas.expect(ladder.spec.stages[group.start].name, group_digest(ladder, group))
         self._asking: dict[str, AskAll] = {}
-        for group, handle in zip(groups(ladder.spec), handles, strict=True):
+        for group, handle in zip(groups(ladder.spec.stages), handles, strict=True):
             name = ladder.spec.stages[group.start].name
             if handle is not None and not ladder.spec.stages[group.start].num_gpus:
                 self._asking[name] = ask_over(handle)

@@ -57,11 +57,10 @@ def checked(ladder: Ladder) -> Checked:
     Raises:
         ConfigError: one of them is wrong, missing, or does not belong.
     """
-    from cascade.loading import load_chain
+    from cascade.loading import check_networks
 
     artefacts = Artefacts.read(ladder)
-    for index in range(len(ladder.spec.stages)):
-        load_chain(ladder, range(index, index + 1))
+    check_networks(ladder)
     return Checked(ladder, build_digest(ladder, artefacts.digests), artefacts.version)
 
 

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
 from random import Random
 from typing import Any
 
@@ -16,6 +15,7 @@ from cascade.errors import UnknownRequest
 from cascade.policy.explain import End, Note, Onwards, Trail
 from cascade.policy.request import Request
 from cascade.serving.why import sentence
+from cascade.wire.live import finite
 
 Document = dict[str, Any]
 
@@ -130,10 +130,10 @@ class Explanations:
             "rows_of_request": request.rows,
             "class": {"priority": request.priority, "name": self._classes[place]},
             "deadline_s": request.deadline_s - request.arrived_s,
-            "max_cost": _finite(request.budget),
+            "max_cost": finite(request.budget),
             "min_confidence": request.min_confidence if request.min_confidence <= 1.0 else None,
             "rate": circumstances.rate,
-            "load": _finite(circumstances.load),
+            "load": finite(circumstances.load),
             "certified_loss": circumstances.certified_loss,
             "rows": [
                 self._row(number, notes[number], end, request, circumstances)
@@ -186,7 +186,3 @@ class Explanations:
             "affordable": onward.affordable,
             "out": onward.out,
         }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) and value < inf else None

@@ -6,6 +6,7 @@ shows. A state that load moves to and fro has two thresholds, so that it is not 
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cascade.serving.slow_loop import PRICES_LAST_S
@@ -22,28 +23,59 @@ QUIET_S = 5.0
 """A stage that failed works again once it has answered and no batch of it has failed for so long."""
 
 
-class Lasting:
-    """A state that begins and ends.
+@dataclass(frozen=True)
+class State:
+    """A state that a router gets into and out of, by one of its live figures.
 
-    Args:
+    Attributes:
         begins: whether a figure is one at which it begins.
-        ends: whether a figure is one at which it ends; neither holds between the two.
+        ends: whether it is one at which it ends; neither holds between the two.
+        begun: the event, and its sentence about the figure.
+        ended: the event, and its sentence about how long it lasted.
+        field: what the figure is called in the fields of the line; None to leave it out.
+        level: of the line at its beginning.
     """
 
-    def __init__(self, begins: Callable[[float], bool], ends: Callable[[float], bool]) -> None:
-        self._begins = begins
-        self._ends = ends
-        self._since_s: float | None = None
+    begins: Callable[[float], bool]
+    ends: Callable[[float], bool]
+    begun: tuple[str, str]
+    ended: tuple[str, str]
+    field: str | None
+    level: int = logging.INFO
 
-    def look(self, now: float, figure: float) -> tuple[bool, float] | None:
-        """Whether it has begun (True) or ended (False) by this figure, and for how long it lasted; None for no change."""
-        if self._since_s is None and self._begins(figure):
-            self._since_s = now
-            return True, 0.0
-        if self._since_s is not None and self._ends(figure):
-            lasted_s, self._since_s = now - self._since_s, None
-            return False, lasted_s
-        return None
+
+STATES = {
+    "degraded": State(
+        lambda share: share >= DEGRADED_FROM,
+        lambda share: share <= DEGRADED_UNTIL,
+        ("degraded_begins", "answers are degraded by load, {:.1%} now"),
+        ("degraded_ends", "answers are no longer degraded, after {:.0f} s"),
+        "degraded",
+    ),
+    "shed_per_s": State(
+        lambda rate: rate > 0,
+        lambda rate: rate <= 0,
+        ("shedding_begins", "{:.1f} rows/s are turned away"),
+        ("shedding_ends", "nobody is turned away any more, after {:.0f} s"),
+        "rows_per_s",
+    ),
+    "plan_age_s": State(
+        lambda age_s: age_s > PRICES_LAST_S,
+        lambda age_s: age_s <= PRICES_LAST_S,
+        ("plan_stale", "no prices have been set for a while: base prices, and the queues alone"),
+        ("plan_fresh", "prices are set again, after {:.0f} s"),
+        None,
+        logging.WARNING,
+    ),
+    "lag_s": State(
+        lambda lag_s: lag_s > BEHIND_FROM_S,
+        lambda lag_s: lag_s < BEHIND_UNTIL_S,
+        ("behind", "the event loop is {:.3f} s behind"),
+        ("in_time", "the event loop is in time again, after {:.0f} s"),
+        "lag_s",
+    ),
+}
+"""By the live figure that each goes by."""
 
 
 class Journal:
@@ -55,10 +87,7 @@ class Journal:
 
     def __init__(self, replicas: dict[str, int]) -> None:
         self._replicas = dict(replicas)
-        self._degraded = Lasting(lambda share: share >= DEGRADED_FROM, lambda share: share <= DEGRADED_UNTIL)
-        self._shedding = Lasting(lambda rate: rate > 0, lambda rate: rate <= 0)
-        self._stale = Lasting(lambda age_s: age_s > PRICES_LAST_S, lambda age_s: age_s <= PRICES_LAST_S)
-        self._behind = Lasting(lambda lag_s: lag_s > BEHIND_FROM_S, lambda lag_s: lag_s < BEHIND_UNTIL_S)
+        self._since_s: dict[str, float] = {}
 
     def look(self, now: float, live: LiveStatistics) -> None:
         """Write down what has changed.
@@ -69,26 +98,19 @@ class Journal:
         """
         for name, stage in live.stages.items():
             self._look_at_stage(name, stage.replicas)
-        if live.degraded is not None and (change := self._degraded.look(now, live.degraded)):
-            if change[0]:
-                _say("degraded_begins", f"answers are degraded by load, {live.degraded:.1%} now", degraded=live.degraded)
-            else:
-                _say("degraded_ends", f"answers are no longer degraded, after {change[1]:.0f} s", seconds=change[1])
-        if live.shed_per_s is not None and (change := self._shedding.look(now, live.shed_per_s)):
-            if change[0]:
-                _say("shedding_begins", f"{live.shed_per_s:.1f} rows/s are turned away", rows_per_s=live.shed_per_s)
-            else:
-                _say("shedding_ends", f"nobody is turned away any more, after {change[1]:.0f} s", seconds=change[1])
-        if live.plan_age_s is not None and (change := self._stale.look(now, live.plan_age_s)):
-            if change[0]:
-                _say("plan_stale", "no prices have been set for a while: base prices, and the queues alone", logging.WARNING)
-            else:
-                _say("plan_fresh", f"prices are set again, after {change[1]:.0f} s", seconds=change[1])
-        if live.lag_s is not None and (change := self._behind.look(now, live.lag_s)):
-            if change[0]:
-                _say("behind", f"the event loop is {live.lag_s:.3f} s behind", lag_s=live.lag_s)
-            else:
-                _say("in_time", f"the event loop is in time again, after {change[1]:.0f} s", seconds=change[1])
+        for name, state in STATES.items():
+            figure = getattr(live, name)
+            if figure is None:
+                continue
+            since_s = self._since_s.get(name)
+            if since_s is None and state.begins(figure):
+                self._since_s[name] = now
+                event, text = state.begun
+                _say(event, text.format(figure), state.level, **({} if state.field is None else {state.field: figure}))
+            elif since_s is not None and state.ends(figure):
+                del self._since_s[name]
+                event, text = state.ended
+                _say(event, text.format(now - since_s), seconds=now - since_s)
 
     def _look_at_stage(self, name: str, replicas: int) -> None:
         before = self._replicas.get(name, replicas)

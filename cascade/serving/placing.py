@@ -1,22 +1,16 @@
-"""Which process runs which stages, and the stages that run inside a router. Knows the spec and networks; no handles."""
+"""The stages that run inside a router. Knows the spec and networks; no handles."""
 
 import time
-from itertools import pairwise
 
 from cascade.calibration.artefact import ServiceProfile
 from cascade.loading import load_chain
 from cascade.serving.stage_client import InlineStage, StageClient, ThreadStage
-from cascade.spec import CascadeSpec, Ladder
+from cascade.spec import Ladder
+from cascade.spec_exits import groups
 from cascade.wire.tensors import Datatype
 
 INLINE_LIMIT_S = 0.002
 """A router-placed stage whose full batch takes longer than this gets a thread of its own, so that the loop stays free."""
-
-
-def groups(spec: CascadeSpec) -> list[range]:
-    """The stages by the processes in which they run: those that run together are one group."""
-    starts = [index for index, stage in enumerate(spec.stages) if stage.placement != "together"]
-    return [range(start, end) for start, end in pairwise([*starts, len(spec.stages)])]
 
 
 def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[StageClient | InlineStage]:
@@ -25,7 +19,7 @@ def place_here(ladder: Ladder, index: int, profile: ServiceProfile) -> list[Stag
 
     What one leaves for the next is arrays of this process, which nobody has to keep.
     """
-    (group,) = (group for group in groups(ladder.spec) if group.start == index)
+    (group,) = (group for group in groups(ladder.spec.stages) if group.start == index)
     placed: list[StageClient | InlineStage] = []
     example = ladder.example_row()
     texts = any(field.datatype is Datatype.BYTES for field in ladder.spec.inputs)

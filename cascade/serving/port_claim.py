@@ -12,10 +12,9 @@ import socket
 from pathlib import Path
 
 from cascade.errors import ConfigError
-from cascade.serving.address import Address
+from cascade.serving.address import ANY_HOST, Address
 
 PREFIX = "cascade-port"
-ANY_HOST = frozenset({"0.0.0.0", "::"})
 SOCKETS = Path("/proc/net/unix")
 """All sockets of the network namespace; an abstract one stands there with an @ before its name."""
 

@@ -6,41 +6,22 @@ word and does nothing. So every key is looked for in the schema that Serve itsel
 
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from cascade.errors import ConfigError
 from cascade.serving.app import AppArgs
-from cascade.serving.placing import groups
 from cascade.serving.renewal import read_config
 from cascade.spec import CascadeSpec
 from cascade.spec_errors import describe_errors
+from cascade.spec_exits import groups
 
 BUILDER = "cascade.serving.app:build"
 """The import path by which a Serve file's application is a ladder."""
 ROUTER = "router"
 """Name of the deployment of the routers."""
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: it cannot be read, or holds something else.
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {type(document).__name__}")
-    return document
 
 
 def check_document(document: dict[str, Any], source: str) -> None:
@@ -106,7 +87,7 @@ def check_deployments(application: dict[str, Any], spec: CascadeSpec, where: str
     Raises:
         ConfigError: naming the deployment.
     """
-    starts = [spec.stages[group.start] for group in groups(spec)]
+    starts = [spec.stages[group.start] for group in groups(spec.stages)]
     known = [ROUTER, *(stage.name for stage in starts if stage.placement != "router")]
     for entry in application.get("deployments") or ():
         if entry["name"] not in known:

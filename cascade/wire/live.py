@@ -136,52 +136,53 @@ class LiveStatistics:
         """The JSON object; figures of a stage stand under its name in one object for each kind of figure."""
         stages = self.stages
         return {
-            "rate": _finite(self.rate),
-            "prices": {name: _finite(stage.price) for name, stage in stages.items()},
-            "shares": {name: _finite(stage.share) for name, stage in stages.items()},
-            "degraded": _finite(self.degraded),
-            "certified_loss": _finite(self.certified_loss),
-            "certified_loss_limit": _finite(self.certified_loss_limit),
-            "capacity": {name: _finite(stage.capacity) for name, stage in stages.items()},
+            "rate": finite(self.rate),
+            "prices": {name: finite(stage.price) for name, stage in stages.items()},
+            "shares": {name: finite(stage.share) for name, stage in stages.items()},
+            "degraded": finite(self.degraded),
+            "certified_loss": finite(self.certified_loss),
+            "certified_loss_limit": finite(self.certified_loss_limit),
+            "capacity": {name: finite(stage.capacity) for name, stage in stages.items()},
             "replicas": {name: stage.replicas for name, stage in stages.items()},
             "queue": {name: stage.queue for name, stage in stages.items()},
-            "rows_per_s": {name: _finite(stage.rows_per_s) for name, stage in stages.items()},
-            "batch_rows": {name: _finite(stage.batch_rows) for name, stage in stages.items()},
-            "run_s": {name: _finite(stage.run_s) for name, stage in stages.items()},
-            "queued_s": {name: _finite(stage.queued_s) for name, stage in stages.items()},
-            "joules_per_row": {name: _finite(stage.joules_per_row) for name, stage in stages.items()},
-            "depth": {name: _finite(stage.depth) for name, stage in stages.items()},
-            "idle_energy": {name: _finite(stage.idle_energy) for name, stage in stages.items()},
-            "shed_per_s": _finite(self.shed_per_s),
-            "answered_per_s": _finite(self.answered_per_s),
-            "expired_per_s": _finite(self.expired_per_s),
-            "cost": _finite(self.cost),
-            "cost_top": _finite(self.cost_top),
-            "cost_ratio": _finite(self.cost_ratio),
-            "cost_saved_per_day": _finite(self.cost_saved_per_day),
-            "joules": _finite(self.joules),
-            "joules_top": _finite(self.joules_top),
-            "energy_ratio": _finite(self.energy_ratio),
-            "joules_saved_per_day": _finite(self.joules_saved_per_day),
-            "window_s": _finite(self.window_s),
-            "predicted_accuracy": _finite(self.predicted_accuracy),
+            "rows_per_s": {name: finite(stage.rows_per_s) for name, stage in stages.items()},
+            "batch_rows": {name: finite(stage.batch_rows) for name, stage in stages.items()},
+            "run_s": {name: finite(stage.run_s) for name, stage in stages.items()},
+            "queued_s": {name: finite(stage.queued_s) for name, stage in stages.items()},
+            "joules_per_row": {name: finite(stage.joules_per_row) for name, stage in stages.items()},
+            "depth": {name: finite(stage.depth) for name, stage in stages.items()},
+            "idle_energy": {name: finite(stage.idle_energy) for name, stage in stages.items()},
+            "shed_per_s": finite(self.shed_per_s),
+            "answered_per_s": finite(self.answered_per_s),
+            "expired_per_s": finite(self.expired_per_s),
+            "cost": finite(self.cost),
+            "cost_top": finite(self.cost_top),
+            "cost_ratio": finite(self.cost_ratio),
+            "cost_saved_per_day": finite(self.cost_saved_per_day),
+            "joules": finite(self.joules),
+            "joules_top": finite(self.joules_top),
+            "energy_ratio": finite(self.energy_ratio),
+            "joules_saved_per_day": finite(self.joules_saved_per_day),
+            "window_s": finite(self.window_s),
+            "predicted_accuracy": finite(self.predicted_accuracy),
             "audited_accuracy": _audited(self.audited_accuracy),
             "audited_disagreement": _audited(self.audited_disagreement),
-            "audit_coverage": _finite(self.audit_coverage),
-            "lag_s": _finite(self.lag_s),
-            "plan_age_s": _finite(self.plan_age_s),
+            "audit_coverage": finite(self.audit_coverage),
+            "lag_s": finite(self.lag_s),
+            "plan_age_s": finite(self.plan_age_s),
             "classes": {
                 str(priority): {
-                    "answered_per_s": _finite(entry.answered_per_s),
-                    "degraded": _finite(entry.degraded),
-                    "shed_per_s": _finite(entry.shed_per_s),
+                    "answered_per_s": finite(entry.answered_per_s),
+                    "degraded": finite(entry.degraded),
+                    "shed_per_s": finite(entry.shed_per_s),
                 }
                 for priority, entry in self.classes.items()
             },
         }
 
 
-def _finite(value: Figure) -> Figure:
+def finite(value: Figure) -> Figure:
+    """The value, None for one that JSON has no word for."""
     return float(value) if value is not None and isfinite(value) else None
 
 

@@ -156,19 +156,15 @@ _ALL = (
         Fault(f"kill-{stage}", f"SIGKILL of one of two replicas of {stage}", _killed(stage), demands=(in_time, all_answered))
         for stage in ("rough", "fair", "fine")
     ),
-    Fault(
-        "out-fine",
-        "all of fine killed, none comes back",
-        _out("fine"),
-        holds=True,
-        demands=(in_time, all_answered, degraded),
-    ),
-    Fault(
-        "out-fair",
-        "all of fair killed, none comes back",
-        _out("fair"),
-        holds=True,
-        demands=(in_time, all_answered, degraded),
+    *(
+        Fault(
+            f"out-{stage}",
+            f"all of {stage} killed, none comes back",
+            _out(stage),
+            holds=True,
+            demands=(in_time, all_answered, degraded),
+        )
+        for stage in ("fine", "fair")
     ),
     Fault(
         "out-rough",

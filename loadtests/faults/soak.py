@@ -9,8 +9,7 @@ import numpy as np
 from rich.progress import Progress
 
 from loadtests.faults.cluster import FaultyCluster
-from loadtests.faults.ladder import unit_rate
-from loadtests.faults.trial import CLIENT_LIMIT_S, _begun, _client
+from loadtests.faults.trial import sending
 from loadtests.record import Recording
 
 LOAD = 0.9
@@ -36,19 +35,12 @@ def soak_for(
     """
     out = folder / "soak.npz"
     samples: list[tuple[float, dict[str, tuple[int, int]]]] = []
-    with (folder / "soak.log").open("wb") as log, Progress() as progress:
-        client = _client(cluster.port, spec, LOAD * unit_rate(), seconds, out, seed, "soak", log)
-        try:
-            zero_s = _begun(client)
-            bar = progress.add_task("soak", total=seconds)
-            while time.time() < zero_s + seconds:
-                samples.append((time.time() - zero_s, cluster.memory()))
-                progress.update(bar, completed=time.time() - zero_s)
-                time.sleep(min(EVERY_S, max(0.0, zero_s + seconds - time.time())))
-            client.wait(CLIENT_LIMIT_S)
-        finally:
-            client.kill()
-            client.wait()
+    with Progress() as progress, sending(cluster.port, spec, LOAD, seconds, out, seed) as zero_s:
+        bar = progress.add_task("soak", total=seconds)
+        while time.time() < zero_s + seconds:
+            samples.append((time.time() - zero_s, cluster.memory()))
+            progress.update(bar, completed=time.time() - zero_s)
+            time.sleep(min(EVERY_S, max(0.0, zero_s + seconds - time.time())))
     document = {**_outcomes(Recording.load(out)), "processes": _slopes(samples, min(WARM_S, seconds / 3))}
     for name, facts in document["processes"].items():
         say(f"{name}: {facts['rss_mib']:.0f} MiB, {facts['mib_per_hour']:+.1f} MiB an hour, files {facts['files']}")

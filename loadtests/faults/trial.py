@@ -6,7 +6,8 @@ Knows the cluster, the client as a process, and instants; decides nothing.
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,29 +80,20 @@ def try_fault(
     """
     name = f"{fault.name}-{load:g}x"
     out = folder / f"{name}.npz"
-    with (folder / f"{name}.log").open("wb") as log:
-        client = _client(cluster.port, spec, load * unit_rate(), times.whole_s, out, seed, name, log)
-        try:
-            zero_s = _begun(client)
-            _sleep_until(zero_s + times.before_s)
-            began_s = time.time()
-            victims = fault.hurt(cluster)
-            say(f"{name}: {fault.about}")
-            if fault.holds:
-                _sleep_until(zero_s + times.before_s + times.during_s)
-            share = _share(cluster, victims, began_s + EJECTED_S, time.time()) if fault.lags else None
-            ended_s = zero_s + times.whole_s
-            if fault.holds:
-                cluster.thaw()
-                cluster.unhook()
-                cluster.add_nodes()
-                ended_s = time.time()
-            client.wait(times.whole_s + CLIENT_LIMIT_S)
-        finally:
-            client.kill()
-            client.wait()
-    if not out.is_file():
-        raise ClusterFailed(f"{name}: the client recorded nothing, see {folder / f'{name}.log'}")
+    with sending(cluster.port, spec, load, times.whole_s, out, seed) as zero_s:
+        _sleep_until(zero_s + times.before_s)
+        began_s = time.time()
+        victims = fault.hurt(cluster)
+        say(f"{name}: {fault.about}")
+        if fault.holds:
+            _sleep_until(zero_s + times.before_s + times.during_s)
+        share = _share(cluster, victims, began_s + EJECTED_S, time.time()) if fault.lags else None
+        ended_s = zero_s + times.whole_s
+        if fault.holds:
+            cluster.thaw()
+            cluster.unhook()
+            cluster.add_nodes()
+            ended_s = time.time()
     after = sum(_rows_of(cluster, victims, ended_s, time.time()).values()) if fault.lags else None
     whole_s = cluster.make_whole()
     hurt = Hurt(began_s - zero_s, ended_s - zero_s, share, after, whole_s)
@@ -112,21 +104,39 @@ def try_fault(
     return Verdict(report, (*findings, *demanded))
 
 
-def _client(
-    port: int, spec: Path, rate: float, seconds: float, out: Path, seed: int, name: str, log: object
-) -> "subprocess.Popen[bytes]":
+@contextmanager
+def sending(port: int, spec: Path, load: float, seconds: float, out: Path, seed: int) -> Iterator[float]:
+    """The client of one run, while it sends; waits for its end, and gives the instant at which it begins, since 1970.
+
+    Args:
+        port: where it sends.
+        spec: the ladder.
+        load: in multiples of what the last stage can do.
+        seconds: how long.
+        out: the file that it records to; its log is beside it.
+        seed: of the arrivals.
+
+    Raises:
+        ClusterFailed: it did not begin, or recorded nothing.
+    """
     command = [sys.executable, "-m", "loadtests.faults.client", str(spec)]
-    options = {"port": port, "rate": rate, "seconds": seconds, "out": out, "seed": seed, "system": name}
+    rate = load * unit_rate()
+    options = {"port": port, "rate": rate, "seconds": seconds, "out": out, "seed": seed, "system": out.stem}
     command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log)  # type: ignore[call-overload]
-
-
-def _begun(client: "subprocess.Popen[bytes]") -> float:
-    assert client.stdout is not None
-    words = client.stdout.readline().split()
-    if words[:1] != [b"begun"]:
-        raise ClusterFailed("the client did not begin")
-    return float(words[1])
+    with out.with_suffix(".log").open("wb") as log:
+        client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log)
+        try:
+            assert client.stdout is not None
+            words = client.stdout.readline().split()
+            if words[:1] != [b"begun"]:
+                raise ClusterFailed(f"{out.stem}: the client did not begin, see {out.with_suffix('.log')}")
+            yield float(words[1])
+            client.wait(seconds + CLIENT_LIMIT_S)
+        finally:
+            client.kill()
+            client.wait()
+    if not out.is_file():
+        raise ClusterFailed(f"{out.stem}: the client recorded nothing, see {out.with_suffix('.log')}")
 
 
 def _sleep_until(unix_s: float) -> None:

@@ -7,14 +7,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from html import unescape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from cascade.serving.status import page
+from tests.answering import Answering, Given
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -77,7 +76,7 @@ def figures(**live: Any) -> dict[str, Any]:
     }
 
 
-class Served:
+class Served(Answering):
     """A server of the page, and of figures that a test chooses.
 
     Attributes:
@@ -89,39 +88,18 @@ class Served:
         self.answer: Callable[[int], tuple[int, Any] | None] = lambda _: (200, figures())
         self.asked = 0
         self.paths: list[str] = []
-        served = self
+        super().__init__(self._give)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                served.paths.append(self.path)
-                if self.path.endswith("/status"):
-                    headers, body = page()
-                    self.send_response(200)
-                    for name, value in headers:
-                        self.send_header(name.decode(), value.decode())
-                elif self.path.endswith("/status/figures"):
-                    served.asked += 1
-                    answer = served.answer(served.asked)
-                    if answer is None:
-                        return  # closes the connection
-                    self.send_response(answer[0])
-                    body = json.dumps(answer[1]).encode()
-                else:
-                    self.send_response(404)
-                    body = b""
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _give(self, path: str) -> Given | None:
+        self.paths.append(path)
+        if path.endswith("/status"):
+            headers, body = page()
+            return 200, [(name.decode(), value.decode()) for name, value in headers], body
+        if not path.endswith("/status/figures"):
+            return 404, (), b""
+        self.asked += 1
+        answer = self.answer(self.asked)
+        return None if answer is None else (answer[0], (), json.dumps(answer[1]).encode())
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 from cascade.calibration.artefact import StageService
 from cascade.errors import ConfigError
 from cascade.spec import StageSpec
-from loadtests.measure_capacity import (
+from loadtests.capacity import (
     Counters,
     Measured,
     Window,
     capacity_of,
     counters_of,
-    reaching,
     shared_capacity,
     summarise,
 )
+from loadtests.measure_capacity import reaching
 from loadtests.scenarios import SCENARIOS
 from loadtests.series import BASELINE_SET, SETS, Job, Means, Series, carry_out, exit_code, scenarios_by_system
 from loadtests.servers import command, shares

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import secrets
 import subprocess
 import sys
 import time
@@ -13,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.environment import FAST_PATH, free_port
+from cascade.serving.environment import free_port
+from tests.head import head_node
 from tests.server import ROOT, grpc_answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -55,21 +53,8 @@ def ports() -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head node of its own: the address of its dashboard, and the environment that its commands need."""
-    environment = {name: value for name, value in os.environ.items() if name not in FAST_PATH}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    port, dashboard = free_port(), free_port()
-    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=5"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    log = tmp_path_factory.mktemp("head") / "ray.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    yield f"http://127.0.0.1:{dashboard}", environment
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        if member.is_running():
-            member.kill()
-    psutil.wait_procs(family, timeout=30)
-    process.wait()
+    with head_node(tmp_path_factory.mktemp("head"), cpus=5) as node:
+        yield node.dashboard, dict(node.environment)
 
 
 def until(what: str, limit_s: float, condition: Callable[[], object]) -> None:

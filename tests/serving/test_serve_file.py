@@ -6,7 +6,8 @@ from ladders import fake_ladder
 from ray.serve.schema import ServeDeploySchema
 
 from cascade.errors import ConfigError
-from cascade.serving.serve_file import app_args, check_deployments, check_document, read_document
+from cascade.serving.serve_file import app_args, check_deployments, check_document
+from cascade.spec_errors import read_mapping
 
 
 def document(**application):
@@ -110,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        read_document(path)
+        read_mapping(path)
 
 
 def test_the_shipped_files_pass(pytestconfig):
