@@ -67,7 +67,7 @@ class Again:
         if batch.trial is not None:
             batch.trial.parts -= 1
 
-    def failed(self, batch: Batch, live: Sequence[Walk], *, hung: bool) -> bool:
+    def failed(self, batch: Batch, live: Sequence[Walk], *, hung: bool, out: bool = False) -> bool:
         """A batch failed: let what is worth it wait to be sent again.
 
         Args:
@@ -75,6 +75,7 @@ class Again:
             live: its rows that have no outcome yet.
             hung: whether it never came back. What hangs is tried once more elsewhere but not halved: its parts would hang
                 too, and each takes a replica.
+            out: whether the stage has no place left, so that nothing is tried again.
 
         Returns:
             Whether they wait now. If not, they have been tried often enough.
@@ -85,7 +86,7 @@ class Again:
             trial = Trial(self._returned)
         else:
             trial.parts -= 1
-        if not live:
+        if not live or out:
             return False
         if batch.rows > 1 and not hung and self._may_halve(trial):
             parts: Sequence[Sequence[Walk]] = halves(live)

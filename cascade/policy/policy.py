@@ -212,7 +212,7 @@ class Policy:
         self._release(batch)
         self.counts.stages[batch.stage].failures += 1
         live, again = [walk for walk in batch.walks if not walk.done], self._again[batch.stage]
-        if self.capacities[batch.stage].slots and again.failed(batch, live, hung=hung):
+        if again.failed(batch, live, hung=hung, out=not self.capacities[batch.stage].slots):
             # A retry takes the place of the call that failed, even where the stage has lost a place meanwhile.
             return self._try_again(now, batch.stage, 1)
         poisoned = again.poisoned(batch)

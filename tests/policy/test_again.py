@@ -245,3 +245,24 @@ def test_only_so_many_inputs_are_remembered():
         for _ in range(2):
             quarantine.poisoned(0.0, b"%d" % number, b"%d" % number)
     assert len(quarantine._failures) == len(quarantine._samples) == MOST_INPUTS
+
+
+def test_a_trial_whose_part_fails_while_its_stage_is_out_keeps_no_other_from_halving():
+    policy = ladder(stage(slots=1, batch=4))
+    patient = {"answer_by_s": 900.0, "deadline_s": 999.0}
+
+    def fail(rows: int) -> list[Batch]:
+        """Fail a batch of new rows; what is sent again at once."""
+        admit(policy, 0.0, *(request(f"row {k}", **patient) for k in range(rows)))
+        (batch,) = batches(policy.dispatch(0.0))
+        return batches(policy.failed(0.0, batch))
+
+    for _ in range(OUT_OF_ORDER):
+        for batch in fail(1):
+            policy.failed(0.0, batch)
+    (half,) = fail(4)
+    assert half.rows == 2
+    policy.set_slots(0, 0)
+    policy.failed(0.0, half)
+    policy.set_slots(0, 1)
+    assert [batch.rows for batch in fail(4)] == [2]
