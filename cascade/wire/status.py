@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from cascade.wire.live import Audited, ClassLive, Document, Figure, LiveStatistics, StageLive
+from cascade.wire.live import Audited, ClassLive, Document, Figure, LiveStatistics, StageLive, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def status_document(
                     "id": each.router,
                     "version": each.version,
                     "problem": each.problem or None,
-                    **{name: each.live.document()[name] for name in ("rate", "answered_per_s", "degraded", "lag_s")},
+                    **{name: finite(getattr(each.live, name)) for name in ("rate", "answered_per_s", "degraded", "lag_s")},
                 }
                 for each in ordered
             ],
@@ -96,10 +96,17 @@ def together(each: Sequence[LiveStatistics]) -> LiveStatistics:
         answered_per_s=total(lambda live: live.answered_per_s),
         expired_per_s=total(lambda live: live.expired_per_s),
         cost=mean(lambda live: live.cost),
+        cost_top=mean(lambda live: live.cost_top),
+        cost_ratio=mean(lambda live: live.cost_ratio),
+        cost_saved_per_day=total(lambda live: live.cost_saved_per_day),
         joules=mean(lambda live: live.joules),
+        joules_top=mean(lambda live: live.joules_top),
+        energy_ratio=mean(lambda live: live.energy_ratio),
+        joules_saved_per_day=total(lambda live: live.joules_saved_per_day),
         window_s=min((live.window_s for live in each if live.window_s is not None), default=None),
         # No bound of one router holds for another's rows, so one that has none leaves all without.
         certified_loss=None if None in bounds else worst(lambda live: live.certified_loss),
+        certified_loss_limit=worst(lambda live: live.certified_loss_limit),
         predicted_accuracy=mean(lambda live: live.predicted_accuracy),
         audited_accuracy=_audited([live.audited_accuracy for live in each], answered),
         audited_disagreement=_audited([live.audited_disagreement for live in each], answered),

@@ -1,13 +1,13 @@
 """The figures of several routers put together: what adds up adds up, shares stay shares, bounds are the worst."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.wire.live import Audited, ClassLive, LiveStatistics, StageLive
+from cascade.wire.live import Audited, ClassLive, Figure, LiveStatistics, StageLive
 from cascade.wire.status import RouterReading, status_document, together
 
 
@@ -47,6 +47,20 @@ def test_a_share_is_that_of_all_the_rows_together():
 def test_the_loss_is_bounded_by_the_worst_router_and_by_nothing_if_one_has_no_bound():
     assert together([live(certified_loss=0.01), live(certified_loss=0.03)]).certified_loss == 0.03
     assert together([live(certified_loss=0.01), live(certified_loss=None)]).certified_loss is None
+
+
+def test_no_figure_that_every_router_has_is_lost():
+    figures = [field.name for field in fields(LiveStatistics) if field.type == "Figure" or field.type == Figure]
+    assert len(figures) > 15
+    full = live(**dict.fromkeys(figures, 1.0))
+    both = together([full, full])
+    assert [name for name in figures if getattr(both, name) is None] == []
+
+
+def test_what_is_saved_adds_up_and_its_share_is_of_all_the_rows():
+    both = together([live(10.0, cost_ratio=0.1, cost_saved_per_day=5.0), live(30.0, cost_ratio=0.5, cost_saved_per_day=7.0)])
+    assert both.cost_saved_per_day == 12.0
+    assert both.cost_ratio == pytest.approx((10 * 0.1 + 30 * 0.5) / 40)
 
 
 def test_a_stage_that_is_out_for_one_router_has_no_price():
