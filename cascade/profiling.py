@@ -29,6 +29,8 @@ RUNS = 30
 """Batches timed at each size; their median is what the service-time model is fitted on."""
 LONGEST_S = 3.0
 """Timing of one size stops after this, so that a dear stage does not hold everything up."""
+SAMPLES = 8
+"""Different batches that rows are timed in: those of texts take the longer, the longer the longest text."""
 RUNNING_SHARE = 0.8
 """Of the progress of a stage, what running the rows counts for; the rest is timing."""
 
@@ -64,11 +66,11 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
             progress(shown, (chain.start + RUNNING_SHARE * share * len(chain)) / len(spec.stages))
 
         probs |= run_all(loaded, inputs, stages, len(spec.labels), done)
-        sample: Arrays = _first_rows(inputs, max(stage.max_batch_size for stage in stages))
+        samples = _samples(inputs, max(stage.max_batch_size for stage in stages))
         for network, stage in zip(loaded, stages, strict=True):
-            measured = measured_batches(network, sample, stage)
+            measured = measured_batches(network, samples, stage)
             services.append(stage_service(stage.name, digests[stage.name], measured))
-            sample = network.run(sample).state or {}
+            samples = [network.run(sample).state or {} for sample in samples]
     progress("done", 1.0)
     table = OutcomeTable.from_arrays(
         {
@@ -91,10 +93,12 @@ def profile(ladder: Ladder, data: Path, split: str, progress: Progress) -> tuple
     return table, service
 
 
-def _first_rows(inputs: Arrays, most: int) -> Arrays:
-    """So many rows, again and again if there are fewer."""
-    picks = np.arange(most) % len(next(iter(inputs.values())))
-    return {name: array[picks] for name, array in inputs.items()}
+def _samples(inputs: Arrays, size: int) -> list[Arrays]:
+    """Batches of rows by chance; the same row again and again if there are fewer."""
+    rng = np.random.default_rng(0)
+    rows = len(next(iter(inputs.values())))
+    picked = (np.resize(rng.permutation(rows), size) for _ in range(SAMPLES))
+    return [{name: array[rows] for name, array in inputs.items()} for rows in picked]
 
 
 def run_all(
@@ -119,27 +123,28 @@ def run_all(
     return {name: np.concatenate(each).astype(np.float32) for name, each in parts.items()}
 
 
-def measured_batches(stage: TorchStage, inputs: Arrays, spec: StageSpec) -> list[MeasuredBatch]:
+def measured_batches(stage: TorchStage, samples: Sequence[Arrays], spec: StageSpec) -> list[MeasuredBatch]:
     """Time a stage at growing batch sizes, one batch at a time, through the same code that serves.
 
     Args:
         stage: the stage, ready to run.
-        inputs: rows to run, again and again if they are few.
+        samples: rows to run, in turns; each time others of a sample, again and again if they are few.
         spec: its spec.
     """
+    rng = np.random.default_rng(0)
     sizes = {min(2**k, spec.max_batch_size) for k in range(13)}
     if stage.pipeline is not None:
         # Between two buckets a batch takes as long as the upper one: the largest of each and the smallest, weighed alike.
         buckets = stage.pipeline.buckets
         sizes = {*buckets, *(bucket + 1 for bucket in buckets[:-1])}
-    rows = len(next(iter(inputs.values())))
     measured = []
     for size in sorted(sizes):
-        picks = np.arange(size) % rows
-        batch = {name: array[picks] for name, array in inputs.items()}
         durations: list[float] = []
         started = time.perf_counter()
         while len(durations) < RUNS and time.perf_counter() - started < LONGEST_S:
+            sample = samples[len(durations) % len(samples)]
+            picks = np.resize(rng.permutation(len(next(iter(sample.values())))), size)
+            batch = {name: array[picks] for name, array in sample.items()}
             before = time.perf_counter()
             stage.run(batch)
             durations.append(time.perf_counter() - before)

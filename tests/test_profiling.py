@@ -184,7 +184,7 @@ def test_on_a_gpu_every_bucket_is_measured_at_both_its_ends(ladder):
     found = load_network(ladder, stage, device=FakeDevice())
     inputs, _ = read_rows(ladder, ladder.path(ladder.spec.data.test))
     assert found.pipeline.buckets == (1, 2, 4, 8)
-    assert [batch.rows for batch in measured_batches(found, inputs, stage)] == [1, 2, 3, 4, 5, 8]
+    assert [batch.rows for batch in measured_batches(found, [inputs], stage)] == [1, 2, 3, 4, 5, 8]
 
 
 def test_what_a_spec_says_of_execution_is_done(ladder):

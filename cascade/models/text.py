@@ -24,6 +24,8 @@ from cascade.models.exits import ExitNetwork, State
 
 MAX_CHARS = 2_000
 """What lies beyond so many characters of a text is not read, so that no text keeps a stage busy."""
+CHUNK_TOKENS = 256
+"""A CPU runs so many tokens at a time, see `chunks`; measured by `python -m benchmarks.texts`."""
 
 
 def decoded(texts: NDArray[np.object_], max_chars: int = MAX_CHARS) -> list[str]:
@@ -246,13 +248,25 @@ class TextExits(ExitNetwork):
         """See `ExitNetwork`."""
         lengths = state["lengths"]
         features = state["features"][:, : int(lengths.max())]
+        if features.device.type != "cpu" or torch.is_grad_enabled():
+            features, logits = self._segment(index, features, lengths)
+            return {"features": features, "lengths": lengths}, logits
+        made = torch.zeros_like(features)
+        answers = []
+        for rows in (parts := chunks(lengths, CHUNK_TOKENS)):
+            longest = int(lengths[rows].max())
+            made[rows, :longest], logits = self._segment(index, features[rows, :longest], lengths[rows])
+            answers.append(logits)
+        return {"features": made, "lengths": lengths}, torch.cat(answers)[torch.cat(parts).argsort()]
+
+    def _segment(self, index: int, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [rows, longest, width] behind the segment, and its logits."""
         beyond = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
         # Without a mask attention takes a shorter way.
         mask = beyond if bool(beyond.any()) else None
         for layer in self._spans[index]:
             features = self._run(layer, features, mask)
-        logits = self.heads[index](self.dropout(pooled(features, beyond)))
-        return {"features": features, "lengths": lengths}, logits
+        return features, self.heads[index](self.dropout(pooled(features, beyond)))
 
     def _run(self, index: int, features: Tensor, mask: Tensor | None) -> Tensor:
         result: Tensor
@@ -293,6 +307,28 @@ class TextExits(ExitNetwork):
 def _unsettle(network: nn.Module, keys: Any) -> None:  # noqa: ARG001 - as torch calls it
     assert isinstance(network, TextExits)
     network._settled = []
+
+
+def chunks(lengths: Tensor, most: int) -> list[Tensor]:
+    """Rows of like length, to be run one group after another: together they hold what a batch holds.
+
+    Filled up to the longest text of its batch, a batch of sentences is half padding; and where the features of all its tokens
+    outgrow a core's cache, a token takes longer. A GPU wants one large batch instead.
+
+    Args:
+        lengths: int64 [rows], at least one.
+        most: tokens of a group, padding included; a single row may have more.
+
+    Returns:
+        The rows of each group, shortest first.
+    """
+    order = lengths.argsort(stable=True)
+    groups, begin = [], 0
+    for end, length in enumerate(lengths[order].tolist()):
+        if end > begin and (end + 1 - begin) * length > most:
+            groups.append(order[begin:end])
+            begin = end
+    return [*groups, order[begin:]]
 
 
 def pooled(features: Tensor, beyond: Tensor) -> Tensor:

@@ -70,6 +70,12 @@ TOP_COST = _counter(
 BATCHES = _counter("cascade_stage_batches_total", "batches", STAGE, "batches that came back")
 STAGE_ROWS = _counter("cascade_stage_rows_total", "rows", STAGE, "rows in them")
 STAGE_FAILURES = _counter("cascade_stage_failures_total", "batches", STAGE, "batches that failed or were given up")
+POISONED = _counter(
+    "cascade_stage_poisoned_rows_total",
+    "rows",
+    STAGE,
+    "rows on which the stage fails, or answers NaN, where others come back",
+)
 RECOMPUTED = _counter(
     "cascade_stage_recomputed_rows_total", "rows", STAGE, "rows run from their inputs again, their activations being lost"
 )

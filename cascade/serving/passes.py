@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from operator import itemgetter
 from threading import Condition
 from time import perf_counter
 from typing import Any
@@ -42,41 +41,40 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._holder: tuple[int, Callable[[], bool]] | None = None
-        self._waiting: list[tuple[int, Callable[[], bool]]] = []  # in the order in which they asked
+        self._holder: int | None = None
+        self._waiting: dict[int, Callable[[], bool]] = {}  # in the order in which they asked
 
     @contextmanager
     def turn(self, stage: int, is_full: Callable[[], bool]) -> Iterator[None]:
         """Wait for a turn, and have it for as long as the context lasts.
 
         Args:
-            stage: index of the stage.
-            is_full: whether a full pass of it is waiting now.
+            stage: index of the stage, whose only thread this is.
+            is_full: whether a full pass of it is waiting now; if so as the turn ends, the thread must ask for another.
         """
-        own = (stage, is_full)
         with self._changed:
-            self._waiting.append(own)
+            self._waiting[stage] = is_full
             if self._holder is None:
                 self._choose()
-            while self._holder is not own:
+            while self._holder != stage:
                 self._changed.wait()
+            del self._waiting[stage]
         try:
             yield
         finally:
             with self._changed:
-                self._choose()
+                # It cannot wait yet, being here; left out, no stage could go twice while another waits.
+                self._choose((stage, is_full))
 
-    def _choose(self) -> None:
-        """Give the turn to one of those who wait, if any does.
+    def _choose(self, *leaving: tuple[int, Callable[[], bool]]) -> None:
+        """Give the turn to one of those who wait, or back to the one who leaves, if any wants it.
 
         Decided once, by whoever gives it up: passes fill up while the others wake, and each of two could find that it is the
         other's turn.
         """
-        full = [each for each in self._waiting if each[1]()]
-        self._holder = min(full, key=itemgetter(0)) if full else next(iter(self._waiting), None)
-        if self._holder is not None:
-            self._waiting.remove(self._holder)
-            self._changed.notify_all()
+        full = [stage for stage, is_full in (*self._waiting.items(), *leaving) if is_full()]
+        self._holder = min(full, default=next(iter(self._waiting), None))
+        self._changed.notify_all()
 
 
 class Passes:
@@ -176,7 +174,7 @@ class Passes:
         if self._turns is None:
             return nullcontext()
         turns, stage = self._turns
-        return turns.turn(stage, lambda: self._rows >= self._max_rows)
+        return turns.turn(stage, lambda: self._rows >= self._max_rows and self._under_way < self._in_flight)
 
     def _may_begin(self) -> bool:
         if self._rows >= self._max_rows:

@@ -92,6 +92,7 @@ class Telemetry:
             self._grow(table.BATCHES, stage.batches, name)
             self._grow(table.STAGE_ROWS, stage.rows, name)
             self._grow(table.STAGE_FAILURES, stage.failures, name)
+            self._grow(table.POISONED, stage.poisoned, name)
             self._grow(table.RECOMPUTED, stage.recomputed, name)
             self._grow(table.STEPS, stage.steps, name)
             self._spread(table.QUEUE_DURATION, stage.waits, name)

@@ -36,6 +36,11 @@ PLACES = 4
 """Replicas that a worker node holds: both together hold all, and two more."""
 WHOLE_LIMIT_S = 120.0
 LOOK_S = 0.1
+CONTROLLER = "ray::ServeController"
+GCS = "gcs_server"
+"""Processes of the head, by how their command begins: Serve's controller, and Ray's own store of who is where."""
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+"""Of Debian's package ``libfaketime``: clocks that are wrong, for the processes that load it."""
 PLANNER = "planner"
 """Name of the hook that lets every round of the slow loop fail."""
 SMALL = {"include_dashboard": False, "object_store_memory": 100 << 20}
@@ -65,12 +70,14 @@ class FaultyCluster:
         cluster: the nodes.
         spec: the ladder.
         port: see above.
+        skew_s: by how much the clocks of the worker nodes are wrong, in turns fast and slow.
     """
 
-    def __init__(self, cluster: Cluster, spec: Path, port: int) -> None:
+    def __init__(self, cluster: Cluster, spec: Path, port: int, skew_s: float = 0.0) -> None:
         self.port = port
         self.folder = spec.parent
         self._cluster = cluster
+        self._skew_s = skew_s
         self._workers: list[Any] = []
         self._stopped: set[int] = set()
 
@@ -107,10 +114,21 @@ class FaultyCluster:
         """End its process without a word."""
         os.kill(replica.pid, signal.SIGKILL)
 
+    def kill_controller(self) -> None:
+        """End Serve's controller; Ray starts another."""
+        os.kill(_process_of_head(CONTROLLER), signal.SIGKILL)
+
+    def freeze_gcs(self) -> None:
+        """Stop Ray's store on the head where it is: nobody can ask it anything, and it notices nobody."""
+        self._freeze(_process_of_head(GCS))
+
     def freeze(self, replica: Replica) -> None:
         """Stop its process where it is: it answers nothing, pings neither, and its connections stay open."""
-        os.kill(replica.pid, signal.SIGSTOP)
-        self._stopped.add(replica.pid)
+        self._freeze(replica.pid)
+
+    def _freeze(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped.add(pid)
 
     def thaw(self) -> None:
         """Let what was frozen go on."""
@@ -141,7 +159,10 @@ class FaultyCluster:
     def add_nodes(self) -> None:
         """Start worker nodes until there are as many as there should be."""
         while len(self._workers) < WORKER_NODES:
-            self._workers.append(self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, **SMALL))
+            clock = _wrong_by(self._skew_s * (-1) ** len(self._workers)) if self._skew_s else {}
+            self._workers.append(
+                self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, env_vars=clock, **SMALL)
+            )
 
     def make_whole(self) -> float:
         """Undo every fault and wait until everything runs; the seconds that it took."""
@@ -172,15 +193,43 @@ class FaultyCluster:
         return found
 
 
+def _process_of_head(command: str) -> int:
+    """The process below this one whose command begins so: nobody else's."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if Path((process.cmdline() or [""])[0]).name.startswith(command):
+                return process.pid
+    raise ClusterFailed(f"no process {command} runs")
+
+
+def _wrong_by(seconds: float) -> dict[str, str]:
+    """What the environment of a node must hold for its clocks to be wrong. Steady clocks stay right: no machine's jump.
+
+    Raises:
+        ClusterFailed: the library is not installed.
+    """
+    if not Path(FAKETIME).is_file():
+        raise ClusterFailed(f"{FAKETIME} is missing: install libfaketime")
+    return {"LD_PRELOAD": FAKETIME, "FAKETIME": f"{seconds:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 @contextmanager
-def running(spec: Path) -> Iterator[FaultyCluster]:
-    """The ladder, served on a cluster of its own for as long as the context lasts."""
+def running(spec: Path, skew_s: float = 0.0) -> Iterator[FaultyCluster]:
+    """The ladder, served on a cluster of its own for as long as the context lasts.
+
+    Args:
+        spec: the ladder.
+        skew_s: see `FaultyCluster`.
+
+    Raises:
+        ClusterFailed: it does not come to run.
+    """
     cluster = Cluster(
         initialize_head=True,
         # The controller and the routers; it is the others that are lost.
         head_node_args={"num_cpus": ROUTERS, "resources": {"router": ROUTERS}, **SMALL},
     )
-    faulty = FaultyCluster(cluster, spec, free_port())
+    faulty = FaultyCluster(cluster, spec, free_port(), skew_s)
     (spec.parent / "ran").mkdir(exist_ok=True)
     try:
         faulty.add_nodes()

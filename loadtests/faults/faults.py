@@ -145,6 +145,20 @@ def _node(cluster: FaultyCluster) -> list[Replica]:
     return [each for each in everywhere if each.node == victim.node]
 
 
+def _nothing(cluster: FaultyCluster) -> list[Replica]:  # noqa: ARG001 - one of the faults
+    return []
+
+
+def _no_controller(cluster: FaultyCluster) -> list[Replica]:
+    cluster.kill_controller()
+    return []
+
+
+def _frozen_gcs(cluster: FaultyCluster) -> list[Replica]:
+    cluster.freeze_gcs()
+    return []
+
+
 def _no_plan(cluster: FaultyCluster) -> list[Replica]:
     cluster.hook(PLANNER, "raise")
     return []
@@ -189,6 +203,9 @@ _ALL = (
     Fault("frozen-rough", "SIGSTOP of one replica of stage 0", _frozen("rough"), **LAGGING),
     Fault("kill-router", "SIGKILL of one of two routers", _killed("router"), loses=ROUTER_LOSS, demands=(in_time,)),
     Fault("lose-node", "one of two worker nodes ends with all its replicas", _node, holds=True, demands=(in_time,)),
+    Fault("kill-controller", "SIGKILL of Serve's controller", _no_controller, demands=(in_time, all_answered)),
+    Fault("frozen-gcs", "SIGSTOP of Ray's store on the head", _frozen_gcs, holds=True, demands=(in_time, all_answered)),
+    Fault("none", "nothing happens", _nothing, demands=(in_time, all_answered)),
     Fault("no-plan", "every round of the slow loop fails", _no_plan, holds=True, demands=(in_time, all_answered)),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}

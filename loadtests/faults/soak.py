@@ -54,7 +54,13 @@ def _slopes(samples: list[tuple[float, dict[str, tuple[int, int]]]], since_s: fl
         mib = np.array([rss for rss, _ in values]) / (1 << 20)
         files = [files for _, files in values]
         slope = float(np.polyfit(at_s, mib, 1)[0]) if len(at_s) > 1 else 0.0
-        found[name] = {"rss_mib": float(mib[-1]), "mib_per_hour": 3600 * slope, "files": [min(files), max(files)]}
+        found[name] = {
+            "rss_mib": float(mib[-1]),
+            "mib_per_hour": 3600 * slope,
+            "files": [min(files), max(files)],
+            # Whether it levels off: a slope alone does not say.
+            "rss_mib_each_minute": {str(round(at / 60)): each for at, each in zip(at_s, mib.tolist(), strict=True)},
+        }
     return found
 
 

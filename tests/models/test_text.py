@@ -1,5 +1,7 @@
 """A text network with exits: tokens, padding, exits that resume, and an adapter that costs nothing once it is loaded."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from text_cases import SHAPE, WORDS, features_by_hand, published, write_package
 from cascade.errors import BadRequest, ConfigError, SpecError
 from cascade.models.exits import joined, rows_of
 from cascade.models.stage import TorchStage
-from cascade.models.text import MAX_CHARS, LowRank, TextExits, decoded, encoder
+from cascade.models.text import MAX_CHARS, LowRank, TextExits, chunks, decoded, encoder
 from cascade.spec import ModelRef
 
 TEXTS = ["not a good film!", "bad", "", "the film", "good good bad not not the the a a film"]
@@ -108,6 +110,32 @@ def test_resumed_with_other_rows_a_text_is_answered_as_alone(lengths, seed, data
         _, logits = made.segment(1, rows_of(together, back))
     places = torch.tensor([*order[cut:], *order[:cut]])[back]
     torch.testing.assert_close(logits, alone[places, 1], atol=1e-4, rtol=1e-3)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=40), st.integers(1, 300))
+def test_groups_of_a_batch_hold_every_row_once_by_length_and_no_more_tokens_than_they_may(lengths, most):
+    groups = [group.tolist() for group in chunks(torch.tensor(lengths), most)]
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    sizes = [[lengths[row] for row in group] for group in groups]
+    assert [size for group in sizes for size in group] == sorted(lengths)
+    assert all(len(group) == 1 or len(group) * group[-1] <= most for group in sizes)
+    # None could have taken in the next row, too.
+    assert all((len(group) + 1) * after[0] > most for group, after in pairwise(sizes))
+
+
+def test_a_batch_that_is_run_in_groups_is_answered_as_a_whole_one(monkeypatch):
+    made = network()
+    tokens, sizes = tokens_of([9, 2, 5, 3, 9, 2, 7])
+    with torch.inference_mode():
+        whole, whole_logits = made.segment(0, made.embed(tokens, sizes))
+        monkeypatch.setattr("cascade.models.text.CHUNK_TOKENS", 12)
+        assert len(chunks(sizes, 12)) > 3
+        cut, cut_logits = made.segment(0, made.embed(tokens, sizes))
+        torch.testing.assert_close(cut_logits, whole_logits, atol=1e-5, rtol=1e-4)
+        for row, size in enumerate(sizes.tolist()):
+            torch.testing.assert_close(cut["features"][row, :size], whole["features"][row, :size], atol=1e-5, rtol=1e-4)
+        _, later = made.segment(1, whole)
+        torch.testing.assert_close(made.segment(1, cut)[1], later, atol=1e-5, rtol=1e-4)
 
 
 def test_what_lies_beyond_a_text_does_not_reach_its_logits_and_is_trimmed():

@@ -94,6 +94,7 @@ def counted(scale: int = 1) -> Counts:
             5 * scale,
             lasted(0.25, 2 * scale),
             lasted(0.125, 2 * scale),
+            4 * scale,
         )
         for _ in range(2)
     )
@@ -195,6 +196,7 @@ def test_the_values_that_are_published():
     ]
     assert registry["cascade_answers_total", "large", "evicted"] == 1
     assert registry["cascade_stage_rows_total", "small"] == 6
+    assert registry["cascade_stage_poisoned_rows_total", "small"] == 4
     assert registry["cascade_queue_duration_seconds_sum", "small"] == 0.5
     assert registry["cascade_stage_duration_seconds_sum", "small"] == 0.25
     assert registry["cascade_request_duration_seconds_count",] == 9

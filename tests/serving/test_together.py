@@ -207,11 +207,12 @@ def test_a_stage_that_runs_together_answers_as_one_that_runs_apart(ladder):
     ],
 )
 def test_a_full_pass_goes_first_the_cheapest_before_the_others_and_else_whoever_asked_first(full, order):
-    turns, had = Turns(), []
+    turns, had, full = Turns(), [], set(full)
 
     def take(stage):
         with turns.turn(stage, lambda: stage in full):
             had.append(stage)
+            full.discard(stage)
 
     threads = []
     with turns.turn(3, lambda: False):
@@ -243,6 +244,27 @@ def test_a_pass_that_fills_up_while_others_wake_leaves_nobody_waiting_for_the_ot
     for thread in (first, second):
         thread.join(timeout=30)
     assert had == [1, 0]
+
+
+def test_the_cheapest_stage_goes_again_while_it_has_full_passes():
+    turns, had, waiting = Turns(), [], [True]
+
+    def go_on(stage, passes):
+        # As the one thread of a stage does: whether another full pass waits is known as this one ends.
+        for left in reversed(range(passes)):
+            with turns.turn(stage, lambda left=left: stage == 0 and (waiting[0] or left > 0)):
+                had.append(stage)
+                waiting[0] = False
+
+    threads = [threading.Thread(target=go_on, args=(stage, passes), daemon=True) for stage, passes in ((1, 1), (0, 3))]
+    with turns.turn(2, lambda: False):
+        for place, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(turns._waiting) < place:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert had == [0, 0, 0, 1]
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
