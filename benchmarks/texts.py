@@ -1,4 +1,4 @@
-"""What a text costs by how a batch is cut: rows of like length run one group after another, see `cascade.models.text.chunks`.
+"""What a text costs by how a batch is cut: rows of like length run in groups, see `cascade.models.text.chunks`.
 
     python -m benchmarks.texts [SPEC] [--rows 16] [--tokens 48 96 160 256 512] [--rounds 9]
 

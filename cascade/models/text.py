@@ -251,12 +251,16 @@ class TextExits(ExitNetwork):
         if features.device.type != "cpu" or torch.is_grad_enabled():
             features, logits = self._segment(index, features, lengths)
             return {"features": features, "lengths": lengths}, logits
-        made = torch.zeros_like(features)
+        made: Tensor | None = None
         answers = []
         for rows in (parts := chunks(lengths, CHUNK_TOKENS)):
             longest = int(lengths[rows].max())
-            made[rows, :longest], logits = self._segment(index, features[rows, :longest], lengths[rows])
+            own, logits = self._segment(index, features[rows, :longest], lengths[rows])
+            if made is None:
+                made = torch.zeros_like(features, dtype=own.dtype)  # that of autocast, where it is on
+            made[rows, :longest] = own
             answers.append(logits)
+        assert made is not None
         return {"features": made, "lengths": lengths}, torch.cat(answers)[torch.cat(parts).argsort()]
 
     def _segment(self, index: int, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,8 +316,8 @@ def _unsettle(network: nn.Module, keys: Any) -> None:  # noqa: ARG001 - as torch
 def chunks(lengths: Tensor, most: int) -> list[Tensor]:
     """Rows of like length, to be run one group after another: together they hold what a batch holds.
 
-    Filled up to the longest text of its batch, a batch of sentences is half padding; and where the features of all its tokens
-    outgrow a core's cache, a token takes longer. A GPU wants one large batch instead.
+    Filled up to its longest text, a batch of sentences is half padding; and where the features of all its tokens outgrow a
+    core's cache, a token takes longer. A GPU wants one large batch instead.
 
     Args:
         lengths: int64 [rows], at least one.

@@ -24,7 +24,9 @@ from cascade.policy.price import continuation_value
 
 RHO = 1.1
 """Part of the capacity that prices are made for: a little more than there is, since the queue, which is ordered by gain,
-then always has something to choose from and answers the excess at once."""
+then always has something to choose from and answers the excess at once. Where stages share replicas it is a part of what
+the stages before leave: a tenth of the whole would ask for several times the little that is left under load, and rows that
+wait for it in vain are answered at their deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,7 @@ class Market:
         opened = (0, *(stage for stage in range(1, self.stages) if rows_per_s[stage] > 0))
         shares = [group.rate / rate if rate > 0 else 1.0 / len(groups) for group in groups]
         at_base = self._base_visits(opened)
-        taken = self._taken(opened, at_base, rows_per_s)
-        uncongested_rate = min((self._rho / each if each < inf else 0.0 for each in taken.values() if each > 0), default=inf)
+        uncongested_rate = self._uncongested_rate(opened, at_base, rows_per_s)
 
         values = self._values_of(opened)
         prices = [inf] * self.stages
@@ -131,8 +132,8 @@ class Market:
                 accuracy += sum(float(self._p_correct[r, stage].sum()) * m for r, m in zip(reached, mass, strict=True))
                 continue
             base = self._base[target]
-            left = self._rho - rate * used.get(self._pools[target], 0.0)
-            most = max(0.0, left) * rows_per_s[target] / rate if rate > 0 else inf
+            left = 1.0 - rate * used.get(self._pools[target], 0.0)
+            most = self._rho * max(0.0, left) * rows_per_s[target] / rate if rate > 0 else inf
             surplus = [
                 np.where(r, _surplus(values[place], base, target, group), -inf)
                 for r, group in zip(reached, groups, strict=True)
@@ -154,6 +155,16 @@ class Market:
             accuracy,
             degraded,
         )
+
+    def _uncongested_rate(self, opened: Sequence[int], at_base: Sequence[float], rows_per_s: Sequence[float]) -> float:
+        """The rate up to which every stage's demand at base prices fits: own part of its pool <= rho (1 - earlier parts)."""
+        lowest, before = inf, dict.fromkeys(self._pools, 0.0)
+        for stage, share in zip(opened, at_base, strict=True):
+            if share > 0:
+                pool, part = self._pools[stage], share / rows_per_s[stage] if rows_per_s[stage] > 0 else inf
+                lowest = min(lowest, self._rho / (part + self._rho * before[pool]) if part < inf else 0.0)
+                before[pool] += part
+        return lowest
 
     def _taken(
         self, stages: Sequence[int], shares: Sequence[float] | Floats, rows_per_s: Sequence[float]

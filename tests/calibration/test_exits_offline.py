@@ -228,6 +228,17 @@ def test_the_market_gives_later_stages_what_the_first_leaves_of_their_replicas()
     assert flooded.visits == (1.0, 0.0, 0.0)
 
 
+@given(rate=st.floats(1.0, 3000.0), rho=st.floats(1.0, 1.5))
+def test_what_a_stage_is_asked_beyond_its_time_is_a_part_of_what_those_before_leave(rate, rho):
+    rows_per_s = [1000.0, 400.0, 100.0]
+    shared = market(pools=(0, 0, 0), rho=rho)
+    found = shared.clear([Group(rate)], rows_per_s)
+    parts = [rate * share / each for share, each in zip(found.visits, rows_per_s, strict=True)]
+    for stage in (1, 2):
+        assert parts[stage] <= rho * max(0.0, 1.0 - sum(parts[:stage])) + 1e-6
+    assert (found.prices == (0.0, 0.0, 0.0)) == (rate <= found.uncongested_rate * (1 + 1e-9))
+
+
 @given(rate=st.floats(1.0, 3000.0), pools=st.lists(st.integers(0, 2), min_size=3, max_size=3))
 def test_no_replicas_are_asked_for_more_than_all_their_time_unless_the_first_stage_alone_does(rate, pools):
     rows_per_s = [1000.0, 400.0, 100.0]
