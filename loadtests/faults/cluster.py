@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cascade.assembly import build_policy
 from cascade.calibration.artefact import ServiceProfile
@@ -36,6 +37,8 @@ PLACES = 4
 """Replicas that a worker node holds: both together hold all, and two more."""
 WHOLE_LIMIT_S = 120.0
 LOOK_S = 0.1
+CLOCK_S = 2.0
+"""So far a clock may be from what it should be: the time that asking takes."""
 CONTROLLER = "ray::ServeController"
 GCS = "gcs_server"
 """Processes of the head, by how their command begins: Serve's controller, and Ray's own store of who is where."""
@@ -159,10 +162,26 @@ class FaultyCluster:
     def add_nodes(self) -> None:
         """Start worker nodes until there are as many as there should be."""
         while len(self._workers) < WORKER_NODES:
-            clock = _wrong_by(self._skew_s * (-1) ** len(self._workers)) if self._skew_s else {}
-            self._workers.append(
-                self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, env_vars=clock, **SMALL)
-            )
+            skew_s = self._skew_s * (-1) ** len(self._workers)
+            with _wrong_clocks() if skew_s else nullcontext():
+                clock = {"FAKETIME": f"{skew_s:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if skew_s else {}
+                self._workers.append(
+                    self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, env_vars=clock, **SMALL)
+                )
+
+    def check_clocks(self) -> None:
+        """See that the clocks of the worker nodes are as wrong as they should be.
+
+        Raises:
+            ClusterFailed: they are not.
+        """
+        for place, node in enumerate(self._workers):
+            here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            ask = ray.remote(num_cpus=0, scheduling_strategy=here)(lambda: time.time())
+            there_s = ray.get(ask.remote(), timeout=WHOLE_LIMIT_S)
+            wrong_s, wanted_s = there_s - time.time(), self._skew_s * (-1) ** place
+            if abs(wrong_s - wanted_s) > CLOCK_S:
+                raise ClusterFailed(f"the clock of node {node.node_id} is {wrong_s:+.1f} s wrong, not {wanted_s:+g} s")
 
     def make_whole(self) -> float:
         """Undo every fault and wait until everything runs; the seconds that it took."""
@@ -202,15 +221,24 @@ def _process_of_head(command: str) -> int:
     raise ClusterFailed(f"no process {command} runs")
 
 
-def _wrong_by(seconds: float) -> dict[str, str]:
-    """What the environment of a node must hold for its clocks to be wrong. Steady clocks stay right: no machine's jump.
+@contextmanager
+def _wrong_clocks() -> Iterator[None]:
+    """Nodes that are started meanwhile, and their workers, take their time from `FAKETIME`. Steady clocks stay right.
+
+    Ray loads a library of its own choice before its processes, and takes the choice from its starter's environment.
 
     Raises:
         ClusterFailed: the library is not installed.
     """
     if not Path(FAKETIME).is_file():
         raise ClusterFailed(f"{FAKETIME} is missing: install libfaketime")
-    return {"LD_PRELOAD": FAKETIME, "FAKETIME": f"{seconds:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    names = {"RAY_JEMALLOC_LIB_PATH": FAKETIME, "RAY_LD_PRELOAD_ON_WORKERS": "1"}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
 
 
 @contextmanager
@@ -234,6 +262,7 @@ def running(spec: Path, skew_s: float = 0.0) -> Iterator[FaultyCluster]:
     try:
         faulty.add_nodes()
         ray.init(cluster.address, log_to_driver=False)
+        faulty.check_clocks()
         serve.start(proxy_location="Disabled")
         address = Address("127.0.0.1", faulty.port)
         serve.run(application(spec_argument(spec, address), policy_of_faults), name=NAME, route_prefix="/")
