@@ -35,9 +35,6 @@ def main(
     during: Annotated[float, typer.Option(help="Seconds that it lasts.")] = 9.0,
     after: Annotated[float, typer.Option(help="Seconds after it.")] = 6.0,
     soak: Annotated[float, typer.Option(help="Instead of faults, so many minutes at 0.9 times the last stage.")] = 0.0,
-    skew: Annotated[
-        float, typer.Option(help="Seconds by which one worker node's clock is fast and the other's slow.")
-    ] = 0.0,
     ladder: Annotated[Path | None, typer.Option(help="Keep the ladder here, and use it again.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for what is written.", show_default="runs/faults-DATE")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and rows.")] = 0,
@@ -64,7 +61,7 @@ def main(
         spec = own / "cascade.yaml" if (own / "calibration").is_dir() else write_ladder(own)
         possible = possible_answers(spec)
         verdicts: list[Verdict] = []
-        with running(spec, skew) as cluster:
+        with running(spec) as cluster:
             if soak:
                 document = soak_for(cluster, spec, 60.0 * soak, folder, seed, console.print)
                 (folder / "soak.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cascade.assembly import build_policy
 from cascade.calibration.artefact import ServiceProfile
@@ -37,13 +36,9 @@ PLACES = 4
 """Replicas that a worker node holds: both together hold all, and two more."""
 WHOLE_LIMIT_S = 120.0
 LOOK_S = 0.1
-CLOCK_S = 2.0
-"""So far a clock may be from what it should be: the time that asking takes."""
 CONTROLLER = "ray::ServeController"
 GCS = "gcs_server"
 """Processes of the head, by how their command begins: Serve's controller, and Ray's own store of who is where."""
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
-"""Of Debian's package ``libfaketime``: clocks that are wrong, for the processes that load it."""
 PLANNER = "planner"
 """Name of the hook that lets every round of the slow loop fail."""
 SMALL = {"include_dashboard": False, "object_store_memory": 100 << 20}
@@ -73,14 +68,12 @@ class FaultyCluster:
         cluster: the nodes.
         spec: the ladder.
         port: see above.
-        skew_s: by how much the clocks of the worker nodes are wrong, in turns fast and slow.
     """
 
-    def __init__(self, cluster: Cluster, spec: Path, port: int, skew_s: float = 0.0) -> None:
+    def __init__(self, cluster: Cluster, spec: Path, port: int) -> None:
         self.port = port
         self.folder = spec.parent
         self._cluster = cluster
-        self._skew_s = skew_s
         self._workers: list[Any] = []
         self._stopped: set[int] = set()
 
@@ -162,26 +155,7 @@ class FaultyCluster:
     def add_nodes(self) -> None:
         """Start worker nodes until there are as many as there should be."""
         while len(self._workers) < WORKER_NODES:
-            skew_s = self._skew_s * (-1) ** len(self._workers)
-            with _wrong_clocks() if skew_s else nullcontext():
-                clock = {"FAKETIME": f"{skew_s:+g}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if skew_s else {}
-                self._workers.append(
-                    self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, env_vars=clock, **SMALL)
-                )
-
-    def check_clocks(self) -> None:
-        """See that the clocks of the worker nodes are as wrong as they should be.
-
-        Raises:
-            ClusterFailed: they are not.
-        """
-        for place, node in enumerate(self._workers):
-            here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            ask = ray.remote(num_cpus=0, scheduling_strategy=here)(lambda: time.time())
-            there_s = ray.get(ask.remote(), timeout=WHOLE_LIMIT_S)
-            wrong_s, wanted_s = there_s - time.time(), self._skew_s * (-1) ** place
-            if abs(wrong_s - wanted_s) > CLOCK_S:
-                raise ClusterFailed(f"the clock of node {node.node_id} is {wrong_s:+.1f} s wrong, not {wanted_s:+g} s")
+            self._workers.append(self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, **SMALL))
 
     def make_whole(self) -> float:
         """Undo every fault and wait until everything runs; the seconds that it took."""
@@ -222,32 +196,11 @@ def _process_of_head(command: str) -> int:
 
 
 @contextmanager
-def _wrong_clocks() -> Iterator[None]:
-    """Nodes that are started meanwhile, and their workers, take their time from `FAKETIME`. Steady clocks stay right.
-
-    Ray loads a library of its own choice before its processes, and takes the choice from its starter's environment.
-
-    Raises:
-        ClusterFailed: the library is not installed.
-    """
-    if not Path(FAKETIME).is_file():
-        raise ClusterFailed(f"{FAKETIME} is missing: install libfaketime")
-    names = {"RAY_JEMALLOC_LIB_PATH": FAKETIME, "RAY_LD_PRELOAD_ON_WORKERS": "1"}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-
-
-@contextmanager
-def running(spec: Path, skew_s: float = 0.0) -> Iterator[FaultyCluster]:
+def running(spec: Path) -> Iterator[FaultyCluster]:
     """The ladder, served on a cluster of its own for as long as the context lasts.
 
     Args:
         spec: the ladder.
-        skew_s: see `FaultyCluster`.
 
     Raises:
         ClusterFailed: it does not come to run.
@@ -257,12 +210,11 @@ def running(spec: Path, skew_s: float = 0.0) -> Iterator[FaultyCluster]:
         # The controller and the routers; it is the others that are lost.
         head_node_args={"num_cpus": ROUTERS, "resources": {"router": ROUTERS}, **SMALL},
     )
-    faulty = FaultyCluster(cluster, spec, free_port(), skew_s)
+    faulty = FaultyCluster(cluster, spec, free_port())
     (spec.parent / "ran").mkdir(exist_ok=True)
     try:
         faulty.add_nodes()
         ray.init(cluster.address, log_to_driver=False)
-        faulty.check_clocks()
         serve.start(proxy_location="Disabled")
         address = Address("127.0.0.1", faulty.port)
         serve.run(application(spec_argument(spec, address), policy_of_faults), name=NAME, route_prefix="/")
