@@ -97,8 +97,8 @@ def _samples(inputs: Arrays, size: int) -> list[Arrays]:
     """Batches of rows by chance; the same row again and again if there are fewer."""
     rng = np.random.default_rng(0)
     rows = len(next(iter(inputs.values())))
-    picked = (np.resize(rng.permutation(rows), size) for _ in range(SAMPLES))
-    return [{name: array[rows] for name, array in inputs.items()} for rows in picked]
+    samples = (np.resize(rng.permutation(rows), size) for _ in range(SAMPLES))
+    return [{name: array[picks] for name, array in inputs.items()} for picks in samples]
 
 
 def run_all(

@@ -248,7 +248,8 @@ class TextExits(ExitNetwork):
         """See `ExitNetwork`."""
         lengths = state["lengths"]
         features = state["features"][:, : int(lengths.max())]
-        if features.device.type != "cpu" or torch.is_grad_enabled():
+        whole = features.device.type != "cpu" or torch.is_grad_enabled()
+        if whole or features.shape[0] * features.shape[1] <= CHUNK_TOKENS:
             features, logits = self._segment(index, features, lengths)
             return {"features": features, "lengths": lengths}, logits
         made: Tensor | None = None

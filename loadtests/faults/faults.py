@@ -145,10 +145,6 @@ def _node(cluster: FaultyCluster) -> list[Replica]:
     return [each for each in everywhere if each.node == victim.node]
 
 
-def _nothing(cluster: FaultyCluster) -> list[Replica]:  # noqa: ARG001 - one of the faults
-    return []
-
-
 def _no_controller(cluster: FaultyCluster) -> list[Replica]:
     cluster.kill_controller()
     return []
@@ -205,7 +201,6 @@ _ALL = (
     Fault("lose-node", "one of two worker nodes ends with all its replicas", _node, holds=True, demands=(in_time,)),
     Fault("kill-controller", "SIGKILL of Serve's controller", _no_controller, demands=(in_time, all_answered)),
     Fault("frozen-gcs", "SIGSTOP of Ray's store on the head", _frozen_gcs, holds=True, demands=(in_time, all_answered)),
-    Fault("none", "nothing happens", _nothing, demands=(in_time, all_answered)),
     Fault("no-plan", "every round of the slow loop fails", _no_plan, holds=True, demands=(in_time, all_answered)),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
