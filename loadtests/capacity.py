@@ -206,8 +206,13 @@ def summarise(windows: Sequence[Window], stages: Sequence[str], together: Sequen
     spread = {stage: _spread([window.capacity for window in found]) for stage, found in of_stage.items()}
     through = [window.rate for window in of_stage[stages[0]]]
     spread[stages[0]] = _spread(through)
-    unit_rate = 1 / sum(1 / rows_per_s[stages[k]] for k in together or [-1])
-    return Measured(unit_rate, median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
+    requests_per_s = unit_rate([rows_per_s[stages[k]] for k in together or [-1]])
+    return Measured(requests_per_s, median(through), rows_per_s, spread, windows[0].seconds, tuple(windows))
+
+
+def unit_rate(rows_per_s: Sequence[float]) -> float:
+    """Requests a second through the top stage, see the module; of it and the stages on its replicas, if there are others."""
+    return 1 / sum(1 / each for each in rows_per_s)
 
 
 def _spread(values: Sequence[float]) -> float:

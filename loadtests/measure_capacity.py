@@ -38,7 +38,17 @@ from cascade.rows import read_rows
 from cascade.spec import CascadeSpec, Ladder
 from cascade.spec_exits import groups_of
 from cascade.wire.client import encode_request
-from loadtests.capacity import Counters, Measured, Window, capacity_of, counters_of, places, shared_capacity, summarise
+from loadtests.capacity import (
+    Counters,
+    Measured,
+    Window,
+    capacity_of,
+    counters_of,
+    places,
+    shared_capacity,
+    summarise,
+    unit_rate,
+)
 
 REPEATS = 3
 SECONDS = 8.0
@@ -156,6 +166,20 @@ def measure(
                 progress(window)
             windows += found
     return summarise(windows, names, _beside(spec, len(names) - 1))
+
+
+def measure_unit_rate(ladder: Ladder, port: int, seconds: float = SECONDS) -> float:
+    """Requests a second through the top stage once more, from one window: a machine's speed changes while it is under load.
+
+    Args:
+        ladder: what is served.
+        port: where.
+        seconds: length of the window.
+    """
+    last = len(ladder.spec.stages) - 1
+    messages = encoded(ladder, reaching(rows_by_exit(ladder))[-1][:ROWS])
+    windows = _windows(ladder, port, last, messages, read_artefacts(ladder)[1].stages, seconds)
+    return unit_rate([window.capacity for window in windows])
 
 
 @contextmanager

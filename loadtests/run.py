@@ -36,7 +36,7 @@ from loadtests.clauses import CLAUSES as ALL_CLAUSES
 from loadtests.figure import load_figure
 from loadtests.judge import judge_runs
 from loadtests.knee import knee
-from loadtests.measure_capacity import REPEATS, SECONDS, measure
+from loadtests.measure_capacity import REPEATS, SECONDS, measure, measure_unit_rate
 from loadtests.phases import refused
 from loadtests.record import Recording
 from loadtests.series import SETS, SMOKE_SCALE, SOME_CLAUSES, Job, Means, Series, carry_out, exit_code, scenarios_by_system
@@ -49,6 +49,8 @@ PRODUCT = SYSTEMS[0]
 CAPACITY_FILE = "capacity.json"
 PROBE, PROBE_S = "steady-1", 8.0
 """A rate is tried by this scenario for so long; the first seconds of it are warm-up."""
+STEADY = 0.05
+"""Change of the top stage's capacity from before the runs to after them that is not worth a word."""
 GENERATOR_NICE = -10
 """Of the generator's process, where the system allows it, since it shares the machine with the server."""
 STOP_S = 10.0
@@ -87,6 +89,7 @@ def main(
         means = Means(
             start=lambda name: starting(name, spec, folder / name),
             gauge=partial(gauge, ladder, spec, seed, scale, folder),
+            gauge_again=lambda server: measure_unit_rate(ladder, server.port, SECONDS * min(scale, 1.0)),
             play=partial(play, spec, seed, scale),
             say=console.print,
         )
@@ -259,11 +262,24 @@ def conclude(
     runs = {system: [Recording.load(path) for path in paths] for system, paths in series.records.items()}
     verdict = judge_runs(runs, limits, candidate=candidate, clauses=clauses, predict=simulator.predict)
     show(verdict, result_console)
-    document = {**header, **verdict.document()}
+    if series.unit_rate_after is not None:
+        console.print(drift(series.measured.unit_rate, series.unit_rate_after), highlight=False)
+    document = {**header, "unit_rate_after": series.unit_rate_after, **verdict.document()}
     (folder / "verdict.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     save(load_figure(verdict), folder / "verdict")
     console.print(f"everything is in {folder}", highlight=False)
     return verdict.passed
+
+
+def drift(before: float, after: float) -> str:
+    """What the machine's speed did during the runs, in requests a second through the top stage."""
+    change = after / before - 1
+    text = f"top stage {before:.1f} requests/s before the runs, {after:.1f} after them ({change:+.0%})"
+    if abs(change) <= STEADY:
+        return text
+    return (
+        f"[yellow]{text}: this machine's speed changes; multiples of load, A* and E are by what was measured before[/yellow]"
+    )
 
 
 if __name__ == "__main__":

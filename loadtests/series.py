@@ -68,12 +68,14 @@ class Means(Generic[S]):
     Attributes:
         start: starts a system and stops it again.
         gauge: measures what the product can do.
+        gauge_again: the same of its top stage alone, requests a second, after its runs.
         play: carries one run out; its exit code.
         say: tells a person.
     """
 
     start: Callable[[str], AbstractContextManager[S]]
     gauge: Callable[[S], Measured]
+    gauge_again: Callable[[S], float]
     play: Callable[[Job, S, Measured], int]
     say: Callable[[str], None]
 
@@ -84,12 +86,14 @@ class Series:
 
     Attributes:
         measured: what the rates were multiples of.
+        unit_rate_after: requests a second that the product's top stage could do after its runs; None if that is not known.
         records: recordings by system, in the order of the runs; invalid ones are among them.
         invalid: runs whose generator never kept up.
         broken: runs that were not carried out.
     """
 
     measured: Measured
+    unit_rate_after: float | None = None
     records: dict[str, list[Path]] = field(default_factory=dict)
     invalid: list[Job] = field(default_factory=list)
     broken: list[Job] = field(default_factory=list)
@@ -145,6 +149,8 @@ def carry_out(
                 number += 1
                 means.say(f"[bold]{number}/{total}[/bold] {system}: {scenario}")
                 _run(Job(system, scenario, folder / system), server, means, series)
+            if system == product and measured is None:
+                series.unit_rate_after = means.gauge_again(server)
     if series is None:
         raise ConfigError("there is no system to test")
     return series

@@ -62,6 +62,9 @@ def main(
         possible = possible_answers(spec)
         verdicts: list[Verdict] = []
         with running(spec) as cluster:
+            clocks_s = cluster.clocks_ahead_s()
+            (folder / "clocks.json").write_bytes(orjson.dumps(clocks_s))
+            console.print(f"clocks of the worker nodes are ahead by {', '.join(f'{each:,.0f} s' for each in clocks_s)}")
             if soak:
                 document = soak_for(cluster, spec, 60.0 * soak, folder, seed, console.print)
                 (folder / "soak.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -5,12 +5,17 @@ Ray reads its environment when it is imported: `cascade.serving.environment.appl
 No ``from __future__ import annotations`` here, as in `cascade.serving.app`.
 """
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cascade.assembly import build_policy
 from cascade.calibration.artefact import ServiceProfile
@@ -29,13 +35,19 @@ from cascade.serving.address import Address
 from cascade.serving.app import application, spec_argument
 from cascade.serving.environment import free_port
 from cascade.spec import CascadeSpec
-from loadtests.faults.ladder import NAME, REPLICAS, ROUTERS, STAGES
+from loadtests.faults.clocks import ClockIsShared, with_clock_ahead
+from loadtests.faults.ladder import NAME, REPLICAS, ROOT, ROUTERS, STAGES
 
 WORKER_NODES = 2
 PLACES = 4
 """Replicas that a worker node holds: both together hold all, and two more."""
+AHEAD_S = (86_400, 8_640_000)
+"""Monotonic clocks of worker nodes are ahead of the head's by a day and by a hundred days, in turns."""
 WHOLE_LIMIT_S = 120.0
 LOOK_S = 0.1
+COMPANY_LIMIT_S = 30.0
+STARVED_S = (0.02, 0.08)
+"""Seconds that a starved process runs, and that it stands still, in turns: the period of the kernel's own quotas."""
 CONTROLLER = "ray::ServeController"
 GCS = "gcs_server"
 """Processes of the head, by how their command begins: Serve's controller, and Ray's own store of who is where."""
@@ -63,6 +75,7 @@ class FaultyCluster:
     Attributes:
         port: where the routers listen.
         folder: of the ladder, for hooks.
+        company: what the last clients that behaved badly did and were told, how often.
 
     Args:
         cluster: the nodes.
@@ -73,8 +86,13 @@ class FaultyCluster:
     def __init__(self, cluster: Cluster, spec: Path, port: int) -> None:
         self.port = port
         self.folder = spec.parent
+        self.company: dict[str, int] = {}
+        self._spec = spec
         self._cluster = cluster
+        self._company: subprocess.Popen[bytes] | None = None
+        self._starving: tuple[threading.Event, threading.Thread] | None = None
         self._workers: list[Any] = []
+        self._started = 0
         self._stopped: set[int] = set()
 
     def replicas(self, deployment: str) -> list[Replica]:
@@ -127,7 +145,8 @@ class FaultyCluster:
         self._stopped.add(pid)
 
     def thaw(self) -> None:
-        """Let what was frozen go on."""
+        """Let what was frozen or starved go on."""
+        self._feed()
         for pid in self._stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -142,9 +161,48 @@ class FaultyCluster:
         partial.replace(path)
 
     def unhook(self) -> None:
-        """Take all of that back."""
+        """Take all of that back, and send the company away."""
+        self.send_away()
         for path in (self.folder / "hooks").iterdir():
             path.unlink()
+
+    def invite(self, kind: str) -> None:
+        """Clients that behave badly, see `loadtests.faults.company`, until `unhook`."""
+        command = [sys.executable, "-m", "loadtests.faults.company", kind, str(self._spec), "--port", str(self.port)]
+        self._company = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        assert self._company.stdout is not None
+        if self._company.stdout.readline().strip() != b"begun":
+            raise ClusterFailed(f"clients of the kind {kind} did not begin")
+        self.company = {}
+
+    def send_away(self) -> None:
+        """End them; `company` then holds what they saw."""
+        if self._company is not None:
+            self._company.terminate()
+            told, _ = self._company.communicate(timeout=COMPANY_LIMIT_S)
+            self.company, self._company = json.loads(told), None
+
+    def starve(self, replica: Replica) -> None:
+        """Let its process run for a fifth of the time, as a quota of CPU does: the kernel stops and starts it, too."""
+        over = threading.Event()
+
+        def again() -> None:
+            with suppress(ProcessLookupError):
+                while not over.wait(STARVED_S[0]):
+                    os.kill(replica.pid, signal.SIGSTOP)
+                    over.wait(STARVED_S[1])
+                    os.kill(replica.pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=again, daemon=True)
+        thread.start()
+        self._starving = (over, thread)
+
+    def _feed(self) -> None:
+        if self._starving is not None:
+            over, thread = self._starving
+            over.set()
+            thread.join()
+            self._starving = None
 
     def lose_node(self, name: str) -> None:
         """End a worker node with all that runs there."""
@@ -155,7 +213,14 @@ class FaultyCluster:
     def add_nodes(self) -> None:
         """Start worker nodes until there are as many as there should be."""
         while len(self._workers) < WORKER_NODES:
-            self._workers.append(self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, **SMALL))
+            ahead_s = AHEAD_S[self._started % len(AHEAD_S)]
+            self._started += 1
+            start = partial(self._cluster.add_node, num_cpus=PLACES, resources={"worker": PLACES}, **SMALL)
+            try:
+                node = with_clock_ahead(ahead_s, start)
+            except ClockIsShared:
+                node = start()
+            self._workers.append(node)
 
     def make_whole(self) -> float:
         """Undo every fault and wait until everything runs; the seconds that it took."""
@@ -176,6 +241,15 @@ class FaultyCluster:
             found[replica.pid] = sum(int(rows) for at, rows in passes if since_unix_s <= float(at) <= until_unix_s)
         return found
 
+    def clocks_ahead_s(self) -> list[float]:
+        """How far the monotonic clock of each worker node is ahead of this process's; the same if it cannot be set."""
+        tell = ray.remote(num_cpus=0)(_monotonic_s)
+        found = []
+        for node in self._workers:
+            there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            found.append(ray.get(tell.options(scheduling_strategy=there).remote()) - time.monotonic())
+        return found
+
     def memory(self) -> dict[str, tuple[int, int]]:
         """Resident bytes and open files of every router and replica, by deployment and process."""
         found = {}
@@ -184,6 +258,10 @@ class FaultyCluster:
                 process = psutil.Process(replica.pid)
                 found[f"{name}/{replica.pid}"] = process.memory_info().rss, process.num_fds()
         return found
+
+
+def _monotonic_s() -> float:
+    return time.monotonic()
 
 
 def _process_of_head(command: str) -> int:

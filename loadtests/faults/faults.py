@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loadtests.faults.cluster import PLANNER, FaultyCluster, Replica
+from loadtests.faults.company import unexpected
 from loadtests.faults.judge import Report
 
 Hurt = Callable[[FaultyCluster], list[Replica]]
@@ -19,6 +20,7 @@ EJECTED_S = 5.0
 EJECTED_SHARE = 0.2
 FAST_REFUSAL_S = 0.05
 SLOWER = 5.0
+LATE = 0.01
 ROUTER_LOSS = 0.02
 """Of the requests, lost with their router: those that were under way there."""
 
@@ -89,6 +91,17 @@ def refused_fast(report: Report) -> tuple[bool, str]:
     return ok, "none" if told is None else f"{told.count} refused, p50 {1e3 * told.p50_s:.0f} ms"
 
 
+def few_late(report: Report) -> tuple[bool, str]:
+    """Under `LATE` of the answers come after the deadline."""
+    return report.late <= LATE * report.answered, f"{report.late} late"
+
+
+def told_as_it_should_be(report: Report) -> tuple[bool, str]:
+    """Clients that behave badly were there, and none was told anything that it should not have been."""
+    wrong = unexpected(report.fault, report.company)
+    return bool(report.company) and not wrong, ", ".join(f"{count} {what}" for what, count in sorted(report.company.items()))
+
+
 # -- how they come about -----------------------------------------------------------------------------------------------
 
 
@@ -143,6 +156,20 @@ def _node(cluster: FaultyCluster) -> list[Replica]:
     everywhere = [each for name in ("rough", "fair", "fine") for each in cluster.replicas(name)]
     cluster.lose_node(victim.node)
     return [each for each in everywhere if each.node == victim.node]
+
+
+def _company(kind: str) -> Hurt:
+    def hurt(cluster: FaultyCluster) -> list[Replica]:
+        cluster.invite(kind)
+        return []
+
+    return hurt
+
+
+def _starved(cluster: FaultyCluster) -> list[Replica]:
+    victim = cluster.replicas("router")[0]
+    cluster.starve(victim)
+    return [victim]
 
 
 def _no_controller(cluster: FaultyCluster) -> list[Replica]:
@@ -201,6 +228,20 @@ _ALL = (
     Fault("lose-node", "one of two worker nodes ends with all its replicas", _node, holds=True, demands=(in_time,)),
     Fault("kill-controller", "SIGKILL of Serve's controller", _no_controller, demands=(in_time, all_answered)),
     Fault("frozen-gcs", "SIGSTOP of Ray's store on the head", _frozen_gcs, holds=True, demands=(in_time, all_answered)),
+    Fault(
+        "starved-router", "one of two routers gets a fifth of a CPU", _starved, holds=True, demands=(all_answered, few_late)
+    ),
+    *(
+        Fault(
+            kind, f"clients that {about}", _company(kind), holds=True, demands=(in_time, all_answered, told_as_it_should_be)
+        )
+        for kind, about in (
+            ("leave", "hang up after 20 to 200 ms"),
+            ("poison", "send rows that no network can answer"),
+            ("bodies", "send bodies that are slow, endless or huge"),
+            ("deadlines", "give no time, less than none, or a lot"),
+        )
+    ),
     Fault("no-plan", "every round of the slow loop fails", _no_plan, holds=True, demands=(in_time, all_answered)),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}

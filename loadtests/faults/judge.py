@@ -4,7 +4,7 @@ Every request has one line in the recording, so it has one outcome; what must be
 if no way through the ladder that ends at the stage it names gives that label to that row.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +93,7 @@ class Report:
         rows_of_hurt_after: rows that they ran after the fault was taken back; None if they have ended.
         whole_s: from the end of the run until everything ran again.
         why: of those without an answer, what the client saw.
+        company: what clients that behaved badly beside them did and were told, how often.
     """
 
     fault: str
@@ -119,6 +120,7 @@ class Report:
     rows_of_hurt_after: int | None
     whole_s: float
     why: dict[str, int]
+    company: dict[str, int]
 
     def document(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -135,6 +137,7 @@ class Hurt:
         share: see `Report.share_of_hurt`.
         rows_after: see `Report.rows_of_hurt_after`.
         whole_s: see `Report`.
+        company: see `Report`.
     """
 
     began_s: float
@@ -142,6 +145,7 @@ class Hurt:
     share: float | None
     rows_after: int | None
     whole_s: float
+    company: dict[str, int] = field(default_factory=dict)
 
 
 def judge(
@@ -193,6 +197,7 @@ def judge(
         rows_of_hurt_after=hurt.rows_after,
         whole_s=hurt.whole_s,
         why=dict(recording.meta["generator"]["faults"]),
+        company=hurt.company,
     )
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+CURSED = 666.0
+"""A row whose first number it is makes any network raise."""
 HANGING_LOOK_S = 0.01
 """How often one that hangs looks whether it still must."""
 
@@ -45,6 +47,8 @@ class Faulty(nn.Module):
         if self._ran.parent.is_dir():  # only while it is served
             with self._ran.open("a", encoding="ascii") as lines:
                 lines.write(f"{time.time():.4f} {len(x)}\n")
+        if bool((x[:, 0] == CURSED).any()):
+            raise ValueError("a row that no network takes")
         match self._fault():
             case "raise", *_:
                 raise RuntimeError("the fault says so")

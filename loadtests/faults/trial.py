@@ -96,7 +96,8 @@ def try_fault(
             ended_s = time.time()
     after = sum(_rows_of(cluster, victims, ended_s, time.time()).values()) if fault.lags else None
     whole_s = cluster.make_whole()
-    hurt = Hurt(began_s - zero_s, ended_s - zero_s, share, after, whole_s)
+    hurt = Hurt(began_s - zero_s, ended_s - zero_s, share, after, whole_s, dict(cluster.company))
+    cluster.company.clear()
     stage = next((stage for stage in STAGES if fault.name.endswith(stage)), "")
     report = judge(Recording.load(out), out.with_suffix(".extra.npz"), possible, fault.name, load, stage, hurt)
     findings = invariants(report, loses=fault.loses, refuses=fault.refuses)

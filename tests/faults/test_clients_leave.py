@@ -23,6 +23,20 @@ class Gated(FakeStage):
         return await super().run(inputs)
 
 
+class Stepped(FakeStage):
+    """A stage each of whose batches waits for a word of its own."""
+
+    def __init__(self, stage: int = 0) -> None:
+        super().__init__(told(stage))
+        self.words = asyncio.Semaphore(0)
+        self.begun: list[list[float]] = []
+
+    async def run(self, inputs):
+        self.begun.append(inputs["x"].ravel().tolist())
+        await self.words.acquire()
+        return await super().run(inputs)
+
+
 PATIENT = {"deadline": {"default_s": 60.0, "max_s": 60.0}}
 
 
@@ -43,6 +57,29 @@ async def test_rows_of_clients_that_have_left_are_not_run():
         await until(lambda: not server.left())
         assert server.router.requests == {"answered": 1, "refused": 0, "cancelled": 10}
         assert server.router.policy.counts.cancelled == 10
+
+
+async def test_a_client_that_leaves_takes_nobody_of_its_batch_with_it():
+    stage = Stepped()
+    async with served([stage], configs=[config(slots=1)], **PATIENT) as server:
+        ahead = asyncio.create_task(ask(server.port, message(SURE)))
+        await until(lambda: len(stage.begun) == 1)
+        # The first to come is the one for whom the batch would be sent, were it anybody's.
+        gone = asyncio.Event()
+        leaving = asyncio.create_task(leave(server.port, message(-SURE), gone))
+        await until(lambda: server.router.policy.waiting(0) == 1)
+        mates = [asyncio.create_task(ask(server.port, message(SURE))) for _ in range(3)]
+        await until(lambda: server.router.policy.waiting(0) == 4)
+        stage.words.release()
+        await until(lambda: len(stage.begun) == 2)
+        assert sorted(stage.begun[1]) == [-SURE, SURE, SURE, SURE]
+        gone.set()
+        await leaving
+        await until(lambda: server.router.policy.counts.cancelled == 1)
+        stage.words.release()
+        assert [(await each)[0] for each in (ahead, *mates)] == [200] * 4
+        assert len(stage.begun) == 2
+        await until(lambda: not server.left())
 
 
 async def test_rows_of_clients_that_leave_are_not_escalated():

@@ -21,6 +21,7 @@ from loadtests.capacity import (
     summarise,
 )
 from loadtests.measure_capacity import reaching
+from loadtests.run import drift
 from loadtests.scenarios import SCENARIOS
 from loadtests.series import BASELINE_SET, SETS, Job, Means, Series, carry_out, exit_code, scenarios_by_system
 from loadtests.servers import command, shares
@@ -59,6 +60,10 @@ class Fakes:
         self.log.append(f"measure {server.name}")
         return MEASURED
 
+    def gauge_again(self, server: FakeServer) -> float:
+        self.log.append(f"measure {server.name} again")
+        return 7.0
+
     def play(self, job: Job, server: FakeServer, measured: Measured) -> int:
         assert server.name == job.system
         assert measured is MEASURED
@@ -67,7 +72,7 @@ class Fakes:
         return left.pop(0) if left else 0
 
     def run(self, plan: dict[str, tuple[str, ...]], measured: Measured | None = None) -> Series:
-        means = Means(self.start, self.gauge, self.play, self.said.append)
+        means = Means(self.start, self.gauge, self.gauge_again, self.play, self.said.append)
         return carry_out(plan, means, Path("out"), "cascade", measured)
 
 
@@ -75,7 +80,8 @@ def test_one_system_after_the_other_and_the_queues_are_empty_before_each_run():
     fakes = Fakes()
     series = fakes.run({"cascade": ("step", "spike"), "top": ("step",)})
     assert fakes.log == [
-        *("start cascade", "measure cascade", "idle cascade", "step 1", "idle cascade", "spike 1", "stop cascade"),
+        *("start cascade", "measure cascade", "idle cascade", "step 1", "idle cascade", "spike 1"),
+        *("measure cascade again", "stop cascade"),
         *("start top", "idle top", "step 1", "stop top"),
     ]
     assert series.records == {
@@ -95,6 +101,16 @@ def test_known_rates_are_not_measured_again():
     fakes = Fakes()
     fakes.run({"static": ("step",), "cascade": ("step",)}, MEASURED)
     assert not [entry for entry in fakes.log if entry.startswith("measure")]
+
+
+def test_what_the_machine_can_do_is_measured_again_after_the_runs():
+    assert Fakes().run({"cascade": ("step",)}).unit_rate_after == 7.0
+    assert Fakes().run({"cascade": ("step",)}, MEASURED).unit_rate_after is None
+
+
+def test_a_machine_whose_speed_changed_is_a_warning():
+    assert "yellow" not in drift(60.0, 62.0)
+    assert "(+15%): this machine's speed changes" in drift(60.0, 69.0)
 
 
 def test_an_invalid_run_is_repeated_and_the_repeat_counts():
@@ -142,7 +158,7 @@ def test_a_server_is_stopped_when_a_run_is_interrupted():
     def interrupted(job: Job, server: FakeServer, measured: Measured) -> int:
         raise KeyboardInterrupt
 
-    means = Means(fakes.start, fakes.gauge, interrupted, fakes.said.append)
+    means = Means(fakes.start, fakes.gauge, fakes.gauge_again, interrupted, fakes.said.append)
     with pytest.raises(KeyboardInterrupt):
         carry_out({"cascade": ("step",)}, means, Path("out"), "cascade")
     assert fakes.log[-1] == "stop cascade"

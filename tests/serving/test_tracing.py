@@ -7,8 +7,10 @@ import aiohttp
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+from aiohttp import web
 from explained import INFER, body, serving
 from ladders import SURE, UNSURE, fake_ladder, fake_stages, make_router
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -163,6 +165,53 @@ def test_spans_go_to_a_file_as_one_line_each(tmp_path):
     spans = [json.loads(line) for line in path.read_text().splitlines()]
     assert [span["name"] for span in spans] == ["cascade.walk"] * 2
     assert spans[0]["resource"]["attributes"]["cascade.model"] == "fake"
+
+
+@pytest.fixture
+async def collector():
+    """A collector's HTTP side as OTLP says, and the spans that were posted to it, by name."""
+    came: dict[str, list] = {}
+
+    async def take(request: web.Request) -> web.Response:
+        assert request.content_type == "application/x-protobuf"
+        for group in ExportTraceServiceRequest.FromString(await request.read()).resource_spans:
+            said = {each.key: each.value.string_value for each in group.resource.attributes}
+            for span in (span for scope in group.scope_spans for span in scope.spans):
+                came.setdefault(span.name, []).append((span, said))
+        body = ExportTraceServiceResponse().SerializeToString()
+        return web.Response(body=body, content_type="application/x-protobuf")
+
+    application = web.Application()
+    application.router.add_post("/v1/traces", take)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    address = Address("127.0.0.1", free_port())
+    await web.TCPSite(runner, address.host, address.port).start()
+    yield f"http://{address}/v1/traces", came
+    await runner.cleanup()
+
+
+async def test_spans_are_posted_to_a_collector_over_otlp(collector):
+    endpoint, came = collector
+    tracing = Tracing.of("fake", ["s0", "s1"], TracesSpec(exporter="otlp", endpoint=endpoint))
+    watcher = Watcher(Explanations(["s0", "s1"], ["p1"], share=0.0), tracing)
+    async with serving(fake_stages(2), watcher=watcher, **PATIENT) as (client, _, _):
+        assert (await client.post(INFER, body([[UNSURE, SURE]]), traceparent=SAMPLED)).status == 200
+    await asyncio.to_thread(watcher.close)  # sends what waits, and the collector runs in this loop
+    ((walk, said),) = came["cascade.walk"]
+    assert (walk.trace_id.hex(), walk.parent_span_id.hex()) == (TRACE, PARENT)
+    assert said["service.name"] == "cascade"
+    assert [span.parent_span_id for span, _ in came["cascade.stage"]] == [walk.span_id] * 2
+    assert [len(span.links) for span, _ in came["cascade.stage"]] == [1, 1]
+
+
+async def test_a_collector_that_is_away_fails_no_request():
+    tracing = Tracing.of(
+        "fake", ["s0", "s1"], TracesSpec(exporter="otlp", endpoint=f"http://127.0.0.1:{free_port()}/v1/traces")
+    )
+    watcher = Watcher(Explanations(["s0", "s1"], ["p1"], share=0.0), tracing)
+    async with serving(fake_stages(2), watcher=watcher, **PATIENT) as (client, _, _):
+        assert (await client.post(INFER, body([[UNSURE, SURE]]), traceparent=SAMPLED)).status == 200
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_spec(tmp_path):
