@@ -66,38 +66,6 @@ def test_every_deployment_file_deploys_a_ladder_that_exists(path):
         Ladder.read(ROOT / AppArgs.model_validate(application.args).spec)
 
 
-def reads_of_the_date(path: Path) -> set[str]:
-    """Calls by which a module asks for the time since 1970, however they are imported."""
-    asked = {"time", "time_ns", "now", "utcnow", "today", "fromtimestamp"}
-    tree = ast.parse(path.read_text())
-    named = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}
-        for alias in node.names
-        if alias.name in asked
-    }
-    found = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="time" | "datetime" | "date"), attr=name)) if name in asked:
-                found.add(name)
-            case ast.Name(id=name) if name in named:
-                found.add(name)
-    return found
-
-
-def test_a_clock_that_is_set_wrong_changes_no_decision():
-    # A monotonic clock differs from machine to machine anyway, and the faults of tests/faults run with such; the time since
-    # 1970 may be wrong or jump, and cannot be made to here. So: who reads it at all, and what for.
-    assert {name_of(path): found for path in MODULES if (found := reads_of_the_date(path))} == {
-        "cascade/cli/key.py": {"now"},  # the day on which a key was made, for people
-        "cascade/serving/app.py": {"time_ns"},  # seeds
-        "cascade/serving/service.py": {"time_ns"},  # last_inference of the statistics
-        "cascade/serving/tracing.py": {"time_ns"},  # when a span began
-    }
-
-
 def test_no_tracked_file_names_a_path_of_a_developers_machine():
     files = tracked_files()
     if not files:

@@ -13,9 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from cascade.serving.address import Address
 from cascade.serving.app import application, spec_argument
 from cascade.serving.environment import free_port
 from cascade.spec import CascadeSpec
-from loadtests.faults.clocks import ClockIsShared, with_clock_ahead
+from loadtests.faults.clocks import ClockIsShared, clock_ahead
 from loadtests.faults.ladder import NAME, REPLICAS, ROOT, ROUTERS, STAGES
 
 WORKER_NODES = 2
@@ -215,11 +214,10 @@ class FaultyCluster:
         while len(self._workers) < WORKER_NODES:
             ahead_s = AHEAD_S[self._started % len(AHEAD_S)]
             self._started += 1
-            start = partial(self._cluster.add_node, num_cpus=PLACES, resources={"worker": PLACES}, **SMALL)
-            try:
-                node = with_clock_ahead(ahead_s, start)
-            except ClockIsShared:
-                node = start()
+            with ExitStack() as stack:
+                with suppress(ClockIsShared):
+                    stack.enter_context(clock_ahead(ahead_s))
+                node = self._cluster.add_node(num_cpus=PLACES, resources={"worker": PLACES}, **SMALL)
             self._workers.append(node)
 
     def make_whole(self) -> float:
