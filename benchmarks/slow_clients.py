@@ -1,15 +1,16 @@
 """What clients that are slow, or send too much, do to the others: latency with and without them, in turns.
 
-`python -m benchmarks.slow_clients`: a router's own HTTP server in a process of its own, over a stage that costs nothing. A
-steady open loop of good requests, a connection each; in every other round also bodies that drip a byte at a time, heads
-without end, bodies without end, and answers that nobody reads, each begun anew when the server ends it. Good and bad clients
-share one process, so what it costs *them* is in the figures, too.
+`python -m benchmarks.slow_clients`: a router's own HTTP server over a stage that costs nothing, good clients and bad ones,
+each in a process of its own. A steady open loop of good requests, a connection each; beside it in turns nobody, bodies that
+drip a byte at a time, heads without end, answers that are asked for 400 times a second by each and not read, and bodies
+without end as fast as they are taken. What the server ends is begun anew at once. All share the machine's cores, so the last
+two kinds take some of them for themselves.
 """
 
 import asyncio
 import multiprocessing
-import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Annotated
@@ -26,6 +27,8 @@ from cascade.wire.tensors import Datatype
 
 console = Console()
 LARGE = bytes(1 << 20)
+WARM_S = 1.0
+Client = Callable[[int], Coroutine[None, None, None]]
 
 
 def good(path: str = INFER) -> bytes:
@@ -72,22 +75,21 @@ async def _pour(port: int, first: bytes, again: bytes, pause_s: float) -> None:
     writer.close()
 
 
-async def keep_on(port: int, how: object, ended: Counter[str]) -> None:
+KINDS: dict[str, Client] = {each.__name__: each for each in (drip, endless_head, unread, flood)}
+
+
+async def keep_on(port: int, how: Client, ended: Counter[str]) -> None:
     """One bad client, again and again."""
     while True:
         with suppress(OSError):
-            await how(port)  # type: ignore[operator]
-        ended[how.__name__] += 1  # type: ignore[attr-defined]
+            await how(port)
+        ended[how.__name__] += 1
         await asyncio.sleep(0.05)
 
 
-async def measure(port: int, rate: float, seconds: float, bad: int, ended: Counter[str]) -> list[float]:
+async def measure(port: int, rate: float, seconds: float) -> list[float]:
     """Latencies of good requests, counted from when each was due; infinite for one that was not answered by 200."""
     content, loop = good(), asyncio.get_running_loop()
-    beside = [
-        asyncio.create_task(keep_on(port, how, ended)) for how in (drip, endless_head, flood, unread) for _ in range(bad)
-    ]
-    await asyncio.sleep(1.0)
     latencies: list[float] = []
 
     async def one(due_s: float) -> None:
@@ -102,10 +104,24 @@ async def measure(port: int, rate: float, seconds: float, bad: int, ended: Count
 
     began_s = loop.time()
     await asyncio.gather(*(one(began_s + number / rate) for number in range(int(rate * seconds))))
-    for task in beside:
-        task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
     return latencies
+
+
+def behave_badly(port: int, kind: str | None, many: int, talk: Connection) -> None:
+    """Bad clients of a kind, or none, until a word comes; then how often the server ended one."""
+
+    async def until_told() -> None:
+        ended: Counter[str] = Counter()
+        clients = [asyncio.create_task(keep_on(port, KINDS[kind or "drip"], ended)) for _ in range(many if kind else 0)]
+        await asyncio.sleep(WARM_S)
+        talk.send("begun")
+        await asyncio.to_thread(talk.recv)
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        talk.send(ended)
+
+    asyncio.run(until_told())
 
 
 def serve(ready: Connection) -> None:
@@ -122,25 +138,31 @@ def serve(ready: Connection) -> None:
 def main(
     rate: Annotated[float, typer.Option(help="Good requests a second.")] = 100.0,
     seconds: Annotated[float, typer.Option(help="Of each round.")] = 5.0,
-    rounds: Annotated[int, typer.Option(help="With and without, each.")] = 3,
-    bad: Annotated[int, typer.Option(help="Bad clients of each of the four kinds.")] = 25,
+    rounds: Annotated[int, typer.Option(help="With each kind of clients beside.")] = 3,
+    bad: Annotated[int, typer.Option(help="Bad clients at a time.")] = 25,
 ) -> None:
     """Measure, and print a table."""
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    server = spawn.Process(target=serve, args=(there,), daemon=True)
     server.start()
     port = here.recv()
-    table = Table("round", "bad clients", "p50, ms", "p99, ms", "not 200", "ended by the server")
+    table = Table("round", "beside", "p50, ms", "p99, ms", "not 200", "ended by the server")
     for number in range(1, rounds + 1):
-        for many in (0, bad):
-            ended: Counter[str] = Counter()
-            began_s = time.perf_counter()
-            latencies = asyncio.run(measure(port, rate, seconds, many, ended))
+        for kind in (None, *KINDS):
+            ours, theirs = spawn.Pipe()
+            clients = spawn.Process(target=behave_badly, args=(port, kind, bad, theirs), daemon=True)
+            clients.start()
+            ours.recv()
+            latencies = asyncio.run(measure(port, rate, seconds))
+            ours.send("enough")
+            ended: Counter[str] = ours.recv()
+            clients.join()
             lost = int(np.isinf(latencies).sum())
             p50, p99 = np.percentile([each for each in latencies if each < np.inf], [50, 99]) * 1e3
-            told = ", ".join(f"{count} {name}" for name, count in sorted(ended.items()))
-            table.add_row(str(number), str(4 * many), f"{p50:.1f}", f"{p99:.1f}", str(lost), told)
-            console.print(f"round {number}, {4 * many} bad: {time.perf_counter() - began_s:.0f} s", style="dim")
+            beside = "nobody" if kind is None else f"{bad} {kind}"
+            table.add_row(str(number), beside, f"{p50:.1f}", f"{p99:.1f}", str(lost), str(ended.total()))
+            console.print(f"round {number}, {beside}", style="dim")
     console.print(table)
     server.kill()
 

@@ -21,8 +21,17 @@ class Access(StrEnum):
     ADMIN = "admin"
 
 
-_OPEN: Final = frozenset({RouteKind.LIVENESS, RouteKind.SERVER_LIVE, RouteKind.SERVER_READY, RouteKind.MODEL_READY})
-"""Health checks: whoever watches a server needs no key, and learns nothing but that it is there."""
+_OPEN: Final = frozenset(
+    {
+        RouteKind.LIVENESS,
+        RouteKind.SERVER_LIVE,
+        RouteKind.SERVER_READY,
+        RouteKind.MODEL_READY,
+        RouteKind.STATUS_PAGE,
+    }
+)
+"""Health checks: whoever watches a server needs no key, and learns nothing but that it is there. The status page is a
+file of the package, the same everywhere; its figures are a route of their own, and its script asks for the key they need."""
 _KEY: Final = frozenset(
     {
         RouteKind.SERVER_METADATA,

@@ -94,10 +94,10 @@ async def test_a_known_key_is_let_in_and_an_unknown_one_is_not(tmp_path, header)
         assert service.router.requests == {"answered": 1, "refused": 1, "cancelled": 0}
 
 
-async def test_without_a_key_only_health_is_told(tmp_path):
+async def test_without_a_key_only_health_and_an_empty_page_are_told(tmp_path):
     app, _ = application(tmp_path)
     async with started(app) as client:
-        for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/fake/ready"):
+        for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/fake/ready", "/status"):
             assert (await client.get(path)).status == 200, path
         for path in (
             "/v2",
@@ -106,6 +106,7 @@ async def test_without_a_key_only_health_is_told(tmp_path):
             "/v2/models/fake/config",
             "/v2/models/fake/stats",
             "/v2/models/other",
+            "/status/figures",
         ):
             assert (await client.get(path)).status == 401, path
         assert (await ask(client)).status == 401
@@ -328,8 +329,9 @@ def test_every_route_is_open_needs_a_key_or_is_for_operators():
         RouteKind.SERVER_LIVE,
         RouteKind.SERVER_READY,
         RouteKind.MODEL_READY,
+        RouteKind.STATUS_PAGE,
     }
-    assert {RouteKind.MODEL_STATISTICS, RouteKind.SERVER_STATISTICS} <= by_access[Access.ADMIN]
+    assert {RouteKind.STATUS_FIGURES, RouteKind.MODEL_STATISTICS, RouteKind.SERVER_STATISTICS} <= by_access[Access.ADMIN]
     assert access_of("a kind of tomorrow") is Access.ADMIN  # type: ignore[arg-type]
 
 
