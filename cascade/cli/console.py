@@ -1,6 +1,7 @@
 """What all commands share: the console, errors as exit codes, the progress bar, JSON for machines."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,18 @@ def read_routing(text: str) -> Routing:
         if text == known:
             return known  # type: ignore[no-any-return]
     raise ConfigError(f"--routing: expected {' or '.join(get_args(Routing))}, got {text!r}")
+
+
+def read_seconds(text: str, option: str) -> float:
+    """Seconds from a time such as ``100ms``, ``0.1 s``, ``200us`` or ``0.1``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s)?\s*", text)
+    if found is None:
+        raise ConfigError(f"{option}: expected a time such as 100ms, 0.1s, 200us or 0.1, got {text!r}")
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3}.get(found[2], 1.0)
 
 
 @contextmanager

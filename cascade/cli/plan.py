@@ -1,6 +1,5 @@
 """The command that plans: prices, and what comes of them, by arrival rate; and how many replicas a target takes."""
 
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from cascade.calibration.judging import judge_table
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.plan import Plan, PlanPoint, PlanSources, make_plan
 from cascade.calibration.replicas import Suggestion, best_within, budget_units, cheapest
-from cascade.cli.console import console, narrow_table, print_json, progress_bar, usage_errors, writing
+from cascade.cli.console import console, narrow_table, print_json, progress_bar, read_seconds, usage_errors, writing
 from cascade.errors import ConfigError
 from cascade.policy.market import RHO
 from cascade.report.plan import plan_figure
@@ -70,7 +69,9 @@ def plan(
         ladder = Ladder.read(spec)
         calibration, service = read_artefacts(ladder)
         deployment = deployment_of(ladder, service, shared_cores, read_replicas(replicas))
-        slo_s = ladder.spec.deadline.default_s if slo is None else read_seconds(slo)
+        slo_s = ladder.spec.deadline.default_s if slo is None else read_seconds(slo, "--slo")
+        if slo_s <= 0:
+            raise ConfigError(f"--slo: expected a time above 0, got {slo!r}")
         budget = _budget(deployment, max_gpus, max_replicas)
         if rate is None and (budget is not None or target_accuracy is not None):
             raise ConfigError("to choose replicas, name the arrival rate: --rate")
@@ -115,19 +116,6 @@ def plan(
     named = slo is not None or budget is not None or target_accuracy is not None
     if named and suggestion is not None and suggestion.shortfall is not None:
         raise typer.Exit(1)
-
-
-def read_seconds(text: str) -> float:
-    """Seconds from ``100ms``, ``0.1s`` or ``0.1``.
-
-    Raises:
-        ConfigError: it is none of these, or not above 0.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s)?\s*", text)
-    seconds = float(found[1]) * (1e-3 if found[2] == "ms" else 1.0) if found else 0.0
-    if seconds <= 0:
-        raise ConfigError(f"--slo: expected a time such as 100ms, 0.1s or 0.1, got {text!r}")
-    return seconds
 
 
 def read_replicas(text: str | None) -> dict[str, int]:

@@ -19,7 +19,7 @@ from cascade.calibration.judged import JudgedTable
 from cascade.calibration.judging import judge_table, market_of
 from cascade.calibration.outcomes import OutcomeTable
 from cascade.calibration.plan import Plan
-from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, usage_errors
+from cascade.cli.console import console, errors, narrow_table, print_json, progress_bar, read_seconds, usage_errors
 from cascade.cli.outputs import amount, say_written, write_outputs
 from cascade.errors import ConfigError
 from cascade.report.simulation import simulation_figure
@@ -40,7 +40,6 @@ TEST_TABLE = "test-outcomes.npz"
 STEADY_DEADLINES = 5
 """A phase of fewer deadlines is not steady: what waits at its end is a good part of what it brought."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s)")
 _SLOWDOWN = re.compile(r"([^:]+):([\d.]+)-([\d.]+)x([\d.]+|inf)")
 
 SHOWN_PHASES = 5
@@ -106,11 +105,11 @@ def simulate_command(
         calibration, profile = read_artefacts(ladder)
         ladder_spec = with_replicas(ladder.spec, replicas or [])
         clients = Clients(
-            ladder_spec.deadline.default_s if deadline is None else parse_seconds(deadline, "--deadline"),
+            ladder_spec.deadline.default_s if deadline is None else read_seconds(deadline, "--deadline"),
             ladder_spec.deadline.margin_s,
             ladder_spec.admission.default_priority,
         )
-        servers = stage_servers(ladder_spec, profile, parse_seconds(hop, "--hop"))
+        servers = stage_servers(ladder_spec, profile, read_seconds(hop, "--hop"))
         slowdowns = [parse_slowdown(text, ladder_spec) for text in slow or []]
         table_path = default_table(ladder) if table is None else table
         outcomes = OutcomeTable.read(table_path)
@@ -214,18 +213,6 @@ def _advance(bar: Progress, task: TaskID, share: float) -> None:
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-def parse_seconds(text: str, option: str) -> float:
-    """A duration such as 1ms, 0.5 s or 200us, in seconds.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"{option}: expected a duration like 1ms, 0.5s or 200us, got {text!r}")
-    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
 
 
 def parse_slowdown(text: str, spec: CascadeSpec) -> Slowdown:

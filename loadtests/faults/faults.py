@@ -228,9 +228,7 @@ _ALL = (
     Fault("lose-node", "one of two worker nodes ends with all its replicas", _node, holds=True, demands=(in_time,)),
     Fault("kill-controller", "SIGKILL of Serve's controller", _no_controller, demands=(in_time, all_answered)),
     Fault("frozen-gcs", "SIGSTOP of Ray's store on the head", _frozen_gcs, holds=True, demands=(in_time, all_answered)),
-    Fault(
-        "starved-router", "one of two routers gets a fifth of a CPU", _starved, holds=True, demands=(few_late,)
-    ),
+    Fault("starved-router", "one of two routers gets a fifth of a CPU", _starved, holds=True, demands=(few_late,)),
     *(
         Fault(
             kind, f"clients that {about}", _company(kind), holds=True, demands=(in_time, all_answered, told_as_it_should_be)
