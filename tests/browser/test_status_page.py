@@ -1,26 +1,20 @@
 """The status page in a real browser, headless, over a server of recorded figures: words, widths, nothing blocked."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 
 from cascade.serving.status import page
 from tests.answering import Answering, Given
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="NO BROWSER: apt-get install chromium, or the status page goes untested"),
-    pytest.mark.timeout(180),
-]
+pytestmark = chromium.needed
 
 
 def figures(**live: Any) -> dict[str, Any]:
@@ -111,21 +105,9 @@ def served() -> Iterator[Served]:
 
 def browse(url: str, folder: Path, *options: str, seconds: float = 2.5) -> tuple[str, str]:
     """A page after so many seconds of its own time: its document, and what the browser complained about."""
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless=new",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--virtual-time-budget={int(1000 * seconds)}",
-        "--enable-logging=stderr",
-        *(["--no-sandbox"] if os.geteuid() == 0 else []),
-        *(options or ["--dump-dom"]),
-        url,
-    ]
+    options = options or ("--dump-dom",)
+    budget = f"--virtual-time-budget={int(1000 * seconds)}"
+    command = chromium.headless(folder, budget, "--enable-logging=stderr", *options, url)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, "\n".join(complaints)

@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import chromium
 import numpy as np
-import pytest
 import yaml
 
 from cascade.assembly import Artefacts
@@ -26,18 +24,7 @@ from cascade.serving.ingress import Ingress
 from cascade.serving.service import Service
 from cascade.spec import Ladder, parse_spec
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="NO BROWSER: apt-get install chromium, or the status page goes untested"),
-    pytest.mark.timeout(180),
-]
-OPTIONS = (
-    "--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-    "--remote-debugging-port=0",
-)  # fmt: skip
-
-
+pytestmark = chromium.needed
 FASHION = Path(__file__).parents[2] / "deployments" / "fashion"
 KEYS = {"user": new_key(), "operator": new_key()}
 
@@ -97,10 +84,9 @@ class Tab:
 
 @asynccontextmanager
 async def browsing(url: str, folder: Path) -> AsyncIterator[Tab]:
-    assert BROWSER is not None
-    options = [*OPTIONS, f"--user-data-dir={folder / 'profile'}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    command = chromium.headless(folder, "--remote-debugging-port=0", "about:blank")
     process = await asyncio.create_subprocess_exec(
-        BROWSER, *options, "about:blank", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
     try:

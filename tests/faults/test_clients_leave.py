@@ -16,24 +16,15 @@ class Gated(FakeStage):
         super().__init__(told(stage))
         self.go = asyncio.Event()
 
+    def let_go(self) -> None:
+        """Those that wait now, and none that comes later."""
+        self.go.set()
+        self.go.clear()
+
     async def run(self, inputs):
         self.calls.append(inputs)
         await self.go.wait()
         self.calls.pop()
-        return await super().run(inputs)
-
-
-class Stepped(FakeStage):
-    """A stage each of whose batches waits for a word of its own."""
-
-    def __init__(self, stage: int = 0) -> None:
-        super().__init__(told(stage))
-        self.words = asyncio.Semaphore(0)
-        self.begun: list[list[float]] = []
-
-    async def run(self, inputs):
-        self.begun.append(inputs["x"].ravel().tolist())
-        await self.words.acquire()
         return await super().run(inputs)
 
 
@@ -60,25 +51,25 @@ async def test_rows_of_clients_that_have_left_are_not_run():
 
 
 async def test_a_client_that_leaves_takes_nobody_of_its_batch_with_it():
-    stage = Stepped()
+    stage = Gated()
     async with served([stage], configs=[config(slots=1)], **PATIENT) as server:
         ahead = asyncio.create_task(ask(server.port, message(SURE)))
-        await until(lambda: len(stage.begun) == 1)
+        await until(lambda: len(stage.calls) == 1)
         # The first to come is the one for whom the batch would be sent, were it anybody's.
         gone = asyncio.Event()
         leaving = asyncio.create_task(leave(server.port, message(-SURE), gone))
         await until(lambda: server.router.policy.waiting(0) == 1)
         mates = [asyncio.create_task(ask(server.port, message(SURE))) for _ in range(3)]
         await until(lambda: server.router.policy.waiting(0) == 4)
-        stage.words.release()
-        await until(lambda: len(stage.begun) == 2)
-        assert sorted(stage.begun[1]) == [-SURE, SURE, SURE, SURE]
+        stage.let_go()
+        await until(lambda: len(stage.calls) == 2)
+        assert sorted(stage.calls[1]["x"].ravel()) == [-SURE, SURE, SURE, SURE]
         gone.set()
         await leaving
         await until(lambda: server.router.policy.counts.cancelled == 1)
-        stage.words.release()
+        stage.let_go()
         assert [(await each)[0] for each in (ahead, *mates)] == [200] * 4
-        assert len(stage.begun) == 2
+        assert len(stage.calls) == 2
         await until(lambda: not server.left())
 
 
