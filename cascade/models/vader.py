@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cascade.errors import ConfigError
-from cascade.models.text import decoded
+from cascade.models.tokens import decoded
 
 SCORES = ("compound", "pos", "neg", "neu")
 """The four scores: the normalised sum, and the shares of a text that are positive, negative and neutral."""

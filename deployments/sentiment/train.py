@@ -1,6 +1,7 @@
 """Trains the sentiment ladder from rated sentences, and writes the weights and the data that it ships.
 
     python deployments/sentiment/train.py --sdist vaderSentiment-3.3.2.tar.gz [--out DIR] [--checkpoints DIR --resume]
+    python deployments/sentiment/train.py --sdist vaderSentiment-3.3.2.tar.gz --only-words
 
 The sentences are those that VADER was validated on (Hutto & Gilbert, ICWSM 2014): they lie in the *source* distribution of
 the package vaderSentiment. Of its snippets from movie reviews those are taken that 15 or more raters found positive or
@@ -9,10 +10,11 @@ taken once. Rows never mix: a seeded shuffle deals 2,000 to the test, 2,000 to c
 watch the training: no gradient sees them. Snippets are numbered through and say nothing of their review or film, so two
 about one film may be dealt to different splits. The last epoch's weights are kept, never the best epoch's.
 
-Stage 0 is VADER's rules with a logistic regression on its four scores. The other three are exits of one network, MiniLM-L6
-after 1, 3 and 6 layers, of which an adapter and three heads are trained together. They learn what share of the raters found
-a sentence positive, not just which half was larger, and the early exits learn half of it from what the last one says. The
-recipe is the second that was run to its end. The first (labels instead of ratings, no dropout inside the layers, equal
+Stage 0 is a logistic regression on the four scores of VADER's rules and on a sentence's pieces and pairs of neighbours. The
+other three are exits of one network, MiniLM-L6 after 1, 3 and 6 layers, of which an adapter and three heads are trained
+together. All learn what share of the raters found a sentence positive, not just which half was larger, and the early exits
+learn half of it from what the last one says. Stage 0 was chosen after the network, among a dozen linear models, by the
+likelihood of the watching and the calibration rows. The network's recipe is the second that was run to its end. The first (labels instead of ratings, no dropout inside the layers, equal
 weights, a learning rate of 1e-3) was given up on its calibration rows, where its three exits came to 79.2, 82.0 and 83.6 %
 of one half. Seeds are fixed; sums of floats depend on the machine, on torch and on the number of threads.
 """
@@ -46,7 +48,7 @@ from cascade.models.stage import load_weights
 from cascade.models.text import TextExits
 from cascade.models.training import Epoch, TensorRows, accuracies, train
 from cascade.models.training_options import TrainingOptions
-from cascade.models.vader import VaderRules
+from cascade.models.words import RulesAndWords
 from cascade.spec import ModelRef
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +67,10 @@ GROUP_ROWS = 32
 TEACHER_SHARE = 0.5
 """Of what the early exits learn from the last one."""
 EXIT_WEIGHTS = (0.5, 0.75, 1.0)
+WORDS_DECAY = 6e-6
+"""Of the sum of the squares of stage 0's weights, beside the mean loss of a row."""
+OF_NETWORK = ("seconds", "epochs", "trained_parameters", "bytes", "provenance")
+"""What `train.json` says of the network's training."""
 
 console = Console()
 
@@ -215,20 +221,25 @@ class RatedLoss:
         return (torch.stack(losses) * torch.tensor(EXIT_WEIGHTS)).sum()
 
 
-def fit_rules(network: VaderRules, split: Split) -> None:
-    """Fit the regression on the four scores, to the end: it is convex."""
-    scores, labels = network.prepare(split.texts), torch.from_numpy(split.labels)
-    nn.init.zeros_(network.head.weight)
-    nn.init.zeros_(network.head.bias)
-    optimizer = torch.optim.LBFGS(network.head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+def fit_words(network: RulesAndWords, split: Split) -> None:
+    """Fit stage 0, to the end: it is convex."""
+    network.double()  # the search stops where it no longer gets better, in float32 too early
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    found = network.prepare(split.texts)
+    shares = torch.from_numpy(split.shares).double()
+    rated = torch.stack([1 - shares, shares], dim=1)
+    optimizer = torch.optim.LBFGS(network.parameters(), max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(network.head(scores), labels) + 1e-4 * network.head.weight.square().sum()
+        squares = network.words.weight.square().sum() + network.rules.head.weight.square().sum()
+        value = F.cross_entropy(network.logits(*found), rated) + WORDS_DECAY * squares
         value.backward()
         return value
 
     optimizer.step(loss)
+    network.float()
 
 
 def train_exits(network: TextExits, splits: dict[str, Split], checkpoints: Any) -> list[Epoch]:
@@ -288,22 +299,23 @@ def cpu_s(run: Any, batches: list[NDArray[np.object_]]) -> float:
     return min(rounds)
 
 
-def costs(rules: VaderRules, network: TextExits, texts: NDArray[np.object_]) -> dict[str, Any]:
+def costs(words: RulesAndWords, network: TextExits, texts: NDArray[np.object_]) -> dict[str, Any]:
     """What a row costs on each stage, in multiply-accumulates.
 
-    Those of the network are its matrix products, the mean over the rows. VADER multiplies nothing: its CPU time counts as
-    the multiply-accumulates that the network does in as much CPU time, both in batches of 32 rows on one thread.
+    Those of the network are its matrix products, the mean over the rows. Rules and words multiply next to nothing: their
+    CPU time counts as the multiply-accumulates that the network does in as much CPU time, both in batches of 32 rows on one
+    thread.
     """
     lengths = network.prepare(texts)[1].tolist()
     macs = [round(mean) for mean in np.mean([network.macs(length) for length in lengths], axis=0)]
     batches = [texts[start : start + 32] for start in range(0, 640, 32)]
-    of_rules, of_network = cpu_s(rules, batches), cpu_s(network, batches)
+    of_words, of_network = cpu_s(words, batches), cpu_s(network, batches)
     timed = sum(sum(network.macs(length)) for length in lengths[:640])
     return {
         "mean_tokens": round(float(np.mean(lengths)), 2),
         "segments": macs,
-        "vader": round(of_rules / of_network * timed / 640),
-        "vader_cpu_ms": round(1e3 * of_rules / 640, 4),
+        "words": round(of_words / of_network * timed / 640),
+        "words_cpu_ms": round(1e3 * of_words / 640, 4),
         "network_cpu_ms": round(1e3 * of_network / 640, 3),
     }
 
@@ -314,6 +326,7 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="Where an unfinished run is kept.")] = Path("scratch/sentiment"),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint instead of from nothing.")] = False,
+    only_words: Annotated[bool, typer.Option(help="Fit stage 0 alone, beside the network that lies in --out.")] = False,
 ) -> None:
     """Train the stages, measure them, and write weights, data splits and train.json."""
     torch.set_num_threads(threads)
@@ -322,28 +335,18 @@ def main(
     for name in ("calibration", "test"):
         write_split(out / "data" / f"{name}.npz", splits[name])
 
-    rules = build(stages["vader"])
-    fit_rules(rules, splits["train"])
-    rules_file = out / stages["vader"]["weights"]
-    write_weights(rules.state_dict(), rules_file)
-
-    torch.manual_seed(OPTIONS.seed)
-    network = build(stages["exit6"])
-    digest = hashlib.sha256(b"".join(splits["train"].texts)).hexdigest()
-    provenance = Provenance(
-        options=OPTIONS.model_dump(),
-        objective=RatedLoss.description,
-        network={"factory": stages["exit6"]["factory"], "args": stages["exit6"]["args"]},
-        data=digest,
-        frozen=frozen_digest(network),
-    )
-    epochs = train_exits(network, splits, CheckpointFolder(checkpoints, provenance, resume=resume))
-    exits_file = out / stages["exit6"]["weights"]
-    write_weights(trained_state(network), exits_file)
+    words = build(stages["words"])
+    fit_words(words, splits["train"])
+    words_file, exits_file = (out / stages[name]["weights"] for name in ("words", "exit6"))
+    write_weights(words.state_dict(), words_file)
+    if only_words:
+        of_network = {name: json.loads((out / "train.json").read_text())[name] for name in OF_NETWORK}
+    else:
+        of_network = train_network(stages["exit6"], splits, exits_file, checkpoints, resume)
 
     # What is reported is measured on the weights as they are read back from their files.
-    rules, network = load_weights(build(stages["vader"]), rules_file), load_weights(build(stages["exit6"]), exits_file)
-    rules.eval()
+    words, network = load_weights(build(stages["words"]), words_file), load_weights(build(stages["exit6"]), exits_file)
+    words.eval()
     network.eval()
     report = {
         "data": {"seed": SPLIT_SEED, "least_valence": LEAST_VALENCE}
@@ -351,13 +354,14 @@ def main(
             name: {"rows": len(split.labels), "positive": round(float(split.labels.mean()), 4)}
             for name, split in splits.items()
         },
-        "accuracy": {name: measured(rules, network, splits[name]) for name in ("watch", "calibration", "test")},
-        "costs": costs(rules, network, splits["calibration"].texts),
-        "seconds": round(sum(epoch.seconds for epoch in epochs), 1),
-        "epochs": [record_of(epoch).model_dump() for epoch in epochs],
-        "trained_parameters": sum(value.numel() for value in trained_state(network).values()),
-        "bytes": exits_file.stat().st_size,
-        "provenance": provenance.model_dump(),
+        "accuracy": {name: measured(words, network, splits[name]) for name in ("watch", "calibration", "test")},
+        "costs": costs(words, network, splits["calibration"].texts),
+        **of_network,
+        "words": {
+            "parameters": sum(parameter.numel() for parameter in words.parameters()),
+            "bytes": words_file.stat().st_size,
+            "decay": WORDS_DECAY,
+        },
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "machine": f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
@@ -367,18 +371,42 @@ def main(
         console.print(f"{name}: {found['share']:.4f} of the test rows, 95 % {found['interval']}", highlight=False)
 
 
+def train_network(
+    model: dict[str, Any], splits: dict[str, Split], weights: Path, checkpoints: Path, resume: bool
+) -> dict[str, Any]:
+    """Train the exits and write their weights; what the report says of it, under the names `OF_NETWORK`."""
+    torch.manual_seed(OPTIONS.seed)
+    network = build(model)
+    provenance = Provenance(
+        options=OPTIONS.model_dump(),
+        objective=RatedLoss.description,
+        network={"factory": model["factory"], "args": model["args"]},
+        data=hashlib.sha256(b"".join(splits["train"].texts)).hexdigest(),
+        frozen=frozen_digest(network),
+    )
+    epochs = train_exits(network, splits, CheckpointFolder(checkpoints, provenance, resume=resume))
+    write_weights(trained_state(network), weights)
+    return {
+        "seconds": round(sum(epoch.seconds for epoch in epochs), 1),
+        "epochs": [record_of(epoch).model_dump() for epoch in epochs],
+        "trained_parameters": sum(value.numel() for value in trained_state(network).values()),
+        "bytes": weights.stat().st_size,
+        "provenance": provenance.model_dump(),
+    }
+
+
 def build(model: dict[str, Any]) -> Any:
     """The network that a stage of the spec names."""
     return ModelRef(factory=model["factory"], args=model.get("args", {})).build()
 
 
-def measured(rules: nn.Module, network: nn.Module, split: Split) -> dict[str, dict[str, Any]]:
+def measured(words: nn.Module, network: nn.Module, split: Split) -> dict[str, dict[str, Any]]:
     """Accuracy of each stage on a split, with its 95 % interval."""
     # Batches of like lengths: what is padded is computed too.
     order = np.argsort([len(text) for text in split.texts], kind="stable")
     rows = TensorRows([split.texts[order]], split.labels[order])
-    shares = [*accuracies(rules, rows), *accuracies(network, rows)]
-    names = ["vader", "exit1", "exit3", "exit6"]
+    shares = [*accuracies(words, rows), *accuracies(network, rows)]
+    names = ["words", "exit1", "exit3", "exit6"]
     return {
         name: {"share": round(share, 4), "interval": wilson(share, len(rows))}
         for name, share in zip(names, shares, strict=True)

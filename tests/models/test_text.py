@@ -12,7 +12,8 @@ from text_cases import SHAPE, WORDS, features_by_hand, published, write_package
 from cascade.errors import BadRequest, ConfigError, SpecError
 from cascade.models.exits import joined, rows_of
 from cascade.models.stage import TorchStage
-from cascade.models.text import MAX_CHARS, LowRank, TextExits, chunks, decoded, encoder
+from cascade.models.text import LowRank, TextExits, chunks, encoder
+from cascade.models.tokens import MAX_CHARS, decoded
 from cascade.spec import ModelRef
 
 TEXTS = ["not a good film!", "bad", "", "the film", "good good bad not not the the a a film"]
