@@ -9,7 +9,6 @@ changes are added to the weights once and cost nothing after that. Knows no ladd
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np

@@ -9,11 +9,18 @@ therefore found from the cheapest stage upwards, each as a quantile of the value
 
     p_k = the smallest price with   rate x P(row reaches k and value > p_k) <= rho x capacity_k,   p_k >= base_k
 
-which is complementary slackness of the fluid optimum: a surcharge only where capacity is used up.
+which is complementary slackness of the fluid optimum: a surcharge only where capacity is used up. Stages that run on the
+same replicas share one limit, the replicas' time, and so one multiplier m: each charges for the time that a visit takes,
+
+    p_k = base_k + m t_k,   t_k = 1 / capacity_k,   rate x sum_k t_k P(row reaches k and value > p_k) <= 1
+
+A row that comes to them pays for all of its visits until it stops, so it visits stage k iff m is below the least of
+(value - base) / t on its way there, and m is a quantile of these over rows and stages, weighted by time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import inf
 
 import numpy as np
@@ -24,9 +31,10 @@ from cascade.policy.price import continuation_value
 
 RHO = 1.1
 """Part of the capacity that prices are made for: a little more than there is, since the queue, which is ordered by gain,
-then always has something to choose from and answers the excess at once. Where stages share replicas it is a part of what
-the stages before leave: a tenth of the whole would ask for several times the little that is left under load, and rows that
-wait for it in vain are answered at their deadline."""
+then always has something to choose from and answers the excess at once. Where stages share replicas the cheaper ones go
+first, so what is asked for in vain is asked of the deepest: there it is a tenth of what that one would use at base prices.
+A tenth of the whole may be several times the little that is left for it under load, and rows that wait for it in vain are
+answered at their deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +81,7 @@ class Market:
         p_correct: [n, S] probability that the answer is right when the row stops at each stage.
         base_prices: [S] price of a visit when nothing is scarce.
         rho: see `RHO`.
-        pools: [S] a number for each stage, the same for stages that run on the same replicas; None where none do. What such
-            a stage can run is then what those before it leave of the replicas' time.
+        pools: [S] a number for each stage, the same for stages that run on the same replicas; None where none do.
     """
 
     def __init__(
@@ -125,28 +132,33 @@ class Market:
         visits, accuracy, degraded = np.zeros(self.stages), 0.0, 0.0
         mass = np.array(shares) / len(self._p_correct)
         visits[0] = 1.0
-        for place, stage in enumerate(opened):
-            used = self._taken(opened[: place + 1], visits[list(opened[: place + 1])], rows_per_s)
-            target = opened[place + 1] if place + 1 < len(opened) else None
-            if target is None:
-                accuracy += sum(float(self._p_correct[r, stage].sum()) * m for r, m in zip(reached, mass, strict=True))
-                continue
-            base = self._base[target]
-            left = 1.0 - rate * used.get(self._pools[target], 0.0)
-            most = self._rho * max(0.0, left) * rows_per_s[target] / rate if rate > 0 else inf
-            surplus = [
-                np.where(r, _surplus(values[place], base, target, group), -inf)
-                for r, group in zip(reached, groups, strict=True)
-            ]
-            surcharge = quantile(surplus, mass, most)
-            prices[target] = base + surcharge
-            for index, asks in enumerate(surplus):
-                going = asks > surcharge
-                stays = reached[index] & ~going
-                accuracy += float(self._p_correct[stays, stage].sum()) * mass[index]
-                degraded += float((stays & (asks > 0)).sum()) * mass[index]
-                reached[index] = going
-                visits[target] += float(going.sum()) * mass[index]
+        taken = {self._pools[0]: 1.0 / rows_per_s[0] if rows_per_s[0] > 0 else inf}
+        for places in self._runs(opened):
+            stages = [opened[place] for place in places]
+            pool, times = self._pools[stages[0]], [1.0 / rows_per_s[stage] for stage in stages]
+            surplus, bids = [], []
+            least = [np.where(r, inf, -inf) for r in reached]
+            for place, stage, time in zip(places, stages, times, strict=True):
+                surplus.append([_surplus(values[place - 1], self._base[stage], stage, group) for group in groups])
+                least = [np.minimum(before, asks / time) for before, asks in zip(least, surplus[-1], strict=True)]
+                bids.append(least)
+            worth = np.outer(times, mass)
+            left = max(0.0, 1.0 - rate * taken.get(pool, 0.0))
+            asking = np.array([[np.count_nonzero(bid > 0) for bid in each] for each in bids])
+            wanted = (asking * worth).sum(axis=1).tolist()
+            most = left * _excess(wanted, self._rho) / rate if rate > 0 else inf
+            multiplier = quantile([bid for each in bids for bid in each], worth.ravel(), most)
+            for place, stage, time, asks, each in zip(places, stages, times, surplus, bids, strict=True):
+                prices[stage] = self._base[stage] + multiplier * time
+                for index, bid in enumerate(each):
+                    going = bid > multiplier
+                    stays = reached[index] & ~going
+                    accuracy += float(self._p_correct[stays, opened[place - 1]].sum()) * mass[index]
+                    degraded += float((stays & (asks[index] > 0)).sum()) * mass[index]
+                    reached[index] = going
+                    visits[stage] += float(going.sum()) * mass[index]
+                taken[pool] = taken.get(pool, 0.0) + float(visits[stage]) * time
+        accuracy += sum(float(self._p_correct[r, opened[-1]].sum()) * m for r, m in zip(reached, mass, strict=True))
         return Clearing(
             tuple(prices),
             uncongested_rate,
@@ -156,26 +168,23 @@ class Market:
             degraded,
         )
 
-    def _uncongested_rate(self, opened: Sequence[int], at_base: Sequence[float], rows_per_s: Sequence[float]) -> float:
-        """The rate up to which every stage's demand at base prices fits: own part of its pool <= rho (1 - earlier parts)."""
-        lowest, before = inf, dict.fromkeys(self._pools, 0.0)
-        for stage, share in zip(opened, at_base, strict=True):
-            if share > 0:
-                pool, part = self._pools[stage], share / rows_per_s[stage] if rows_per_s[stage] > 0 else inf
-                lowest = min(lowest, self._rho / (part + self._rho * before[pool]) if part < inf else 0.0)
-                before[pool] += part
-        return lowest
+    def _runs(self, opened: tuple[int, ...]) -> list[list[int]]:
+        """Places in ``opened`` of the stages behind the first; those that are neighbours on the same replicas together."""
+        return [list(run) for _, run in groupby(range(1, len(opened)), key=lambda place: self._pools[opened[place]])]
 
-    def _taken(
-        self, stages: Sequence[int], shares: Sequence[float] | Floats, rows_per_s: Sequence[float]
-    ) -> dict[int, float]:
-        """Part of each pool's time that a request a second takes, by pool."""
-        taken: dict[int, float] = {}
-        for stage, share in zip(stages, shares, strict=True):
-            if share > 0:
-                part = float(share) / rows_per_s[stage] if rows_per_s[stage] > 0 else inf
-                taken[self._pools[stage]] = taken.get(self._pools[stage], 0.0) + part
-        return taken
+    def _uncongested_rate(self, opened: tuple[int, ...], at_base: Sequence[float], rows_per_s: Sequence[float]) -> float:
+        """The rate up to which demand at base prices fits; of a run of stages: rate x P <= excess (1 - rate x before)."""
+        if rows_per_s[0] <= 0:
+            return 0.0
+        first = at_base[0] / rows_per_s[0]
+        lowest, before = self._rho / first, {self._pools[0]: first}
+        for places in self._runs(opened):
+            pool, parts = self._pools[opened[places[0]]], [at_base[place] / rows_per_s[opened[place]] for place in places]
+            if (whole := sum(parts)) > 0:
+                excess = _excess(parts, self._rho)
+                lowest = min(lowest, excess / (whole + excess * before.get(pool, 0.0)))
+                before[pool] = before.get(pool, 0.0) + whole
+        return lowest
 
     def _values_of(self, opened: tuple[int, ...]) -> list[Floats]:
         """Value of going on from each open stage but the last of them, [n] each."""
@@ -195,6 +204,17 @@ class Market:
             going &= values[place] > self._base[target]
             shares.append(float(going.mean()))
         return shares
+
+
+def _excess(parts: Sequence[float], rho: float) -> float:
+    """Part of the time that is left to stages on the same replicas that prices are made for, see `RHO`.
+
+    Args:
+        parts: time that each would use at base prices, the deepest last.
+        rho: what it is for a stage alone.
+    """
+    whole, deepest = sum(parts), next((part for part in reversed(parts) if part > 0), 0.0)
+    return 1.0 + (rho - 1.0) * (deepest / whole if whole > 0 else 1.0)
 
 
 def _surplus(values: Floats, base: float, target: int, group: Group) -> Floats:

@@ -229,14 +229,22 @@ def test_the_market_gives_later_stages_what_the_first_leaves_of_their_replicas()
 
 
 @given(rate=st.floats(1.0, 3000.0), rho=st.floats(1.0, 1.5))
-def test_what_a_stage_is_asked_beyond_its_time_is_a_part_of_what_those_before_leave(rate, rho):
+def test_what_is_asked_beyond_the_time_of_replicas_is_a_part_of_what_the_deepest_stage_would_use(rate, rho):
     rows_per_s = [1000.0, 400.0, 100.0]
     shared = market(pools=(0, 0, 0), rho=rho)
     found = shared.clear([Group(rate)], rows_per_s)
-    parts = [rate * share / each for share, each in zip(found.visits, rows_per_s, strict=True)]
-    for stage in (1, 2):
-        assert parts[stage] <= rho * max(0.0, 1.0 - sum(parts[:stage])) + 1e-6
+    unloaded = [share / each for share, each in zip(found.unloaded_visits[1:], rows_per_s[1:], strict=True)]
+    left = max(0.0, 1.0 - rate / rows_per_s[0])
+    excess = 1.0 + (rho - 1.0) * unloaded[-1] / sum(unloaded)
+    assert used(found, rate, rows_per_s) <= rate / rows_per_s[0] + left * excess + 1e-6
     assert (found.prices == (0.0, 0.0, 0.0)) == (rate <= found.uncongested_rate * (1 + 1e-9))
+
+
+@given(rate=st.floats(1.0, 3000.0))
+def test_stages_on_the_same_replicas_charge_the_same_for_their_time(rate):
+    rows_per_s = [1e6, 400.0, 100.0]
+    found = market(pools=(1, 0, 0)).clear([Group(rate)], rows_per_s)
+    assert found.prices[1] * rows_per_s[1] == pytest.approx(found.prices[2] * rows_per_s[2])
 
 
 @given(rate=st.floats(1.0, 3000.0), pools=st.lists(st.integers(0, 2), min_size=3, max_size=3))
