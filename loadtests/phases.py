@@ -40,6 +40,7 @@ class Limits:
         work_s: [S] core seconds of a visit, where the stages share cores.
         pool: cores that they share.
         together: stages that run on the same replicas, each group.
+        calibration: the judged rows that the ladder was calibrated on, for `foreseen`.
 
     Raises:
         ConfigError: there is not one number for each stage, or one is not above 0.
@@ -56,6 +57,7 @@ class Limits:
         work_s: Sequence[float] | Floats | None = None,
         pool: float = inf,
         together: tuple[tuple[int, ...], ...] = (),
+        calibration: JudgedTable | None = None,
     ) -> None:
         rows = np.array(rows_per_s, np.float64)
         if rows.shape != (len(table.stages),):
@@ -70,6 +72,7 @@ class Limits:
         self.rest_right: Bools = table.walk(unloaded_prices(table, base_prices)).right
         """[N] whether the answer to each row is right when nothing is loaded."""
         self._fluid = Fluid(table)
+        self._before = None if calibration is None else Fluid(calibration)
         self._points: dict[float, OperatingPoint] = {}
 
     def prepare(self, rates: Iterable[float]) -> None:
@@ -84,6 +87,17 @@ class Limits:
     def best(self, rate: float) -> float:
         """A*(rate): most right answers by requests offered that fluid load at this rate allows."""
         return self._point(rate).accuracy
+
+    def foreseen(self, rate: float) -> float | None:
+        """Right answers by requests offered at the prices that fluid load has best on the calibration rows.
+
+        `best` chooses its thresholds on the labels that it is measured on, which nobody knows in advance. Where rows are few
+        and stages little apart, that is much of its lead. None without calibration rows.
+        """
+        if self._before is None:
+            return None
+        point = self._before.at(rate, self.capacity, rounds=0)  # among prices by cost alone
+        return sum(share * self.table.walk(used.prices).accuracy for used, share in point.mix)
 
     def known(self, rate: float) -> Floats:
         """[N, S + 1] what is known of each row before it is sent: which stages have it right, and how likely it is to be
@@ -146,6 +160,7 @@ class PhaseFigures:
         degraded: share of the answers where the unloaded rule would have gone on.
         mean_cost: cost of an answer, of those that tell it.
         best: A* at the offered rate.
+        foreseen: see `Limits.foreseen`.
         floor: everything from stage 0 at the offered rate.
         adjusted: `correct_on_time` with the luck of the rows taken out, see `row_adjusted`.
         adjusted_se: its standard error.
@@ -178,6 +193,7 @@ class PhaseFigures:
     degraded: float | None
     mean_cost: float | None
     best: float
+    foreseen: float | None
     floor: float
     adjusted: float
     adjusted_se: float
@@ -296,6 +312,7 @@ def _figures(recording: Recording, limits: Limits, place: int, rate: float, sent
         degraded=float(recording.degraded[answered].mean()) if answers else None,
         mean_cost=float(costs.mean()) if len(costs) else None,
         best=best,
+        foreseen=limits.foreseen(rate),
         floor=lowest,
         adjusted=adjusted,
         adjusted_se=error,

@@ -16,13 +16,13 @@ from loadtests.judge import EXPLAIN, Verdict
 from loadtests.phases import PhaseFigures
 
 BEGIN, END = "<!-- loadtests/verdict.py -->", "<!-- end -->"
-LOAD = ("phase", "x top", "on time", "right", "sim", "adj.", "A*", "E", "p99 ms", "shed")
+LOAD = ("phase", "x top", "on time", "right", "sim", "adj.", "A*", "cal.", "E", "p99 ms", "shed")
 COMPARED = ("load", "baseline", "right", "theirs", "ours - theirs", "on time", "theirs")
 SEVERAL = ("phase", "group", "requests", "on time", "right", "shed", "p99 ms")
 LEGEND = (
     "x top: multiples of what the last stage can do; right: right answers on time by requests offered; sim: the same as "
-    "simulated; adj.: the same with the luck of the rows taken out; A*: the fluid limit; E: share of the way to it from "
-    "stage 0 alone; with standard errors"
+    "simulated; adj.: the same with the luck of the rows taken out; A*: the fluid limit; cal.: what the prices give that "
+    "fluid load has best on the calibration rows; E: share of the way to A* from stage 0 alone; with standard errors"
 )
 
 
@@ -140,6 +140,7 @@ def _phase_rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
                 "" if predicted is None else _percent(predicted.correct_on_time),
                 f"{_percent(phase.adjusted)}±{_percent(phase.adjusted_se)}",
                 _percent(phase.best),
+                _percent(phase.foreseen),
                 "" if phase.efficiency is None else f"{phase.efficiency:.2f}±{phase.efficiency_se:.2f}",
                 _milliseconds(phase.p99_s),
                 _percent(phase.shed),

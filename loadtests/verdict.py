@@ -104,6 +104,7 @@ def prepare(spec: Path, capacity: Path) -> tuple[Limits, Simulator]:
         work_s=None if measured.work_s is None else [measured.work_s[stage] for stage in table.stages],
         pool=measured.pool,
         together=groups_of(ladder.spec.stages),
+        calibration=judge_table(OutcomeTable.read(ladder.table_path), made.calibration, ladder.spec.routing),
     )
     factors = corrections(ladder.spec, made.profile, limits.capacity.rows_per_s)
     return limits, Simulator(table, ladder.spec, made.profile, factors, made.certificate, made.market)

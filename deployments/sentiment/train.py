@@ -13,11 +13,11 @@ about one film may be dealt to different splits. The last epoch's weights are ke
 Stage 0 is a logistic regression on the four scores of VADER's rules and on a sentence's pieces and pairs of neighbours. The
 other three are exits of one network, MiniLM-L6 after 1, 3 and 6 layers, of which an adapter and three heads are trained
 together. All learn what share of the raters found a sentence positive, not just which half was larger, and the early exits
-learn half of it from what the last one says. Stage 0 was chosen after the network, among some seventy linear models of words,
-by the likelihood of the calibration rows. The network's recipe is the second that was run to its end. The first (labels
-instead of ratings, no dropout inside the layers, equal weights, a learning rate of 1e-3) was given up on its calibration rows,
-where its three exits came to 79.2, 82.0 and 83.6 % of one half. Seeds are fixed; sums of floats depend on the machine, on
-torch and on the number of threads.
+learn half of it from what the last one says. Stage 0 was chosen after the network, among some seventy linear models of
+words, by the likelihood of the calibration rows. The network's recipe is the second that was run to its end. The first
+(labels instead of ratings, no dropout inside the layers, equal weights, a learning rate of 1e-3) was given up on its
+calibration rows, where its three exits came to 79.2, 82.0 and 83.6 % of one half. Seeds are fixed; sums of floats depend on
+the machine, on torch and on the number of threads.
 """
 
 import hashlib

@@ -11,6 +11,7 @@ from loadtests.evidence import settled
 from loadtests.phases import Limits, measure, row_adjusted
 from loadtests.record import Recording
 from loadtests.scenarios import WARM_UP
+from tests.calibration.judged_cases import difficulty_ladder
 from tests.loadtests.recorded import ROWS_PER_S, STAGE0, TABLE, UNIT, good, limits, slow
 
 
@@ -128,6 +129,18 @@ def test_stages_that_share_replicas_allow_less_than_each_alone(bounds):
 
 def test_the_way_to_stage_0_limits_it_too(bounds):
     assert bounds.floor(2 * STAGE0) == pytest.approx(TABLE.served[:, 0].mean() / 2)
+
+
+def test_what_could_be_foreseen_is_told_where_there_are_calibration_rows(bounds):
+    assert bounds.foreseen(4 * UNIT) is None
+    other = difficulty_ladder(400, seed=1)
+    knowing = Limits(TABLE, ROWS_PER_S, stage0_rate=STAGE0, unit_rate=UNIT, calibration=other)
+    for multiple in (0.5, 2, 4, 8):
+        rate = multiple * UNIT
+        assert knowing.floor(rate) <= knowing.foreseen(rate) <= knowing.best(rate) + 0.02  # prices of few rows ask for more
+    hindsight = Limits(TABLE, ROWS_PER_S, stage0_rate=STAGE0, unit_rate=UNIT, calibration=TABLE)
+    assert hindsight.foreseen(4 * UNIT) <= hindsight.best(4 * UNIT) + 1e-9
+    assert hindsight.foreseen(20 * UNIT) < 0.75  # what is turned away is not answered right
 
 
 def test_the_luck_of_the_rows_is_taken_out(bounds):
