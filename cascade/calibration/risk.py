@@ -75,7 +75,9 @@ def hoeffding_p(rows: int, total_loss: ArrayLike, max_loss: float) -> Floats:
     """
     check_level("max_loss", max_loss)
     r = np.minimum(_counts(rows, total_loss) / rows, max_loss)
-    return np.asarray(np.exp(-rows * (special.rel_entr(r, max_loss) + special.rel_entr(1 - r, 1 - max_loss))))
+    # Of two terms that cancel where r is alpha: rounding may leave less than nothing.
+    divergence = np.maximum(special.rel_entr(r, max_loss) + special.rel_entr(1 - r, 1 - max_loss), 0.0)
+    return np.asarray(np.exp(-rows * divergence))
 
 
 def hoeffding_bentkus_p(rows: int, total_loss: ArrayLike, max_loss: float) -> Floats:

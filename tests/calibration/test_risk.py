@@ -59,6 +59,12 @@ def test_a_p_value_is_small_no_oftener_than_it_says(test, rows, max_loss, delta)
     assert stats.binom.pmf(losses, rows, max_loss)[fooled].sum() <= delta * (1 + 1e-9)
 
 
+def test_no_p_value_is_above_one_where_the_risk_is_the_level_but_for_rounding():
+    found = hoeffding_bentkus_p(200, np.arange(201), 0.005000000000000001)
+    assert found.max() == 1.0
+    assert np.all(np.diff(found) >= 0)
+
+
 @given(rows=st.integers(1, 500), max_loss=levels, data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_p_values_rise_with_losses_and_the_binomial_is_the_smallest(rows, max_loss, data):
