@@ -96,7 +96,8 @@ class AppArgs(BaseModel):
     another one are refused, and a change of it makes Serve replace the replicas one after the other."""
     surge: bool = True
     """Whether a replacement is started before the replica that it replaces is stopped, for which the cluster must have a
-    replica's resources free; else for a stage of one replica there is none in between. GPU stages never do."""
+    replica's resources free; else old routers are without a stage as soon as its old replicas are gone, and refuse requests
+    if it is the first one and not placed in the router. GPU stages never do."""
 
 
 def build(args: AppArgs) -> serve.Application:
