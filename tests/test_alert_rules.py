@@ -1,6 +1,5 @@
 """The alert rules in the hands of Prometheus: each fires at what it is for and says so, and none at a healthy ladder."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -9,11 +8,8 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from grafana_files import ALERTS, RULES_FILE, shown
 
-ROOT = Path(__file__).resolve().parents[1]
-RULES = ROOT / "deployments" / "grafana" / "alerts.yaml"
-DASHBOARD = ROOT / "deployments" / "grafana" / "cascade.json"
-ALERTS = {rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]}
 PROMTOOL = shutil.which("promtool")
 STEPS = 240
 """Of 15 s: an hour."""
@@ -119,7 +115,7 @@ def judge(folder: Path, changes: dict[str, str], expected: dict[str, list[dict]]
     """Have Prometheus watch an hour of a ladder and compare what fires at its end."""
     series = {name: values for name, values in (HEALTHY | changes).items() if values}
     document = {
-        "rule_files": [str(RULES)],
+        "rule_files": [str(RULES_FILE)],
         "evaluation_interval": "15s",
         "tests": [
             {
@@ -142,20 +138,15 @@ def test_every_alert_has_a_case():
 
 @needs_promtool
 def test_prometheus_reads_the_rules():
-    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(RULES))
+    assert f"{len(ALERTS)} rules found" in promtool("check", "rules", str(RULES_FILE))
 
 
 @needs_promtool
 def test_prometheus_reads_every_query_of_the_dashboard(tmp_path):
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    rules = [
-        {"record": f"q{place}", "expr": query.replace("$__rate_interval", "1m").replace("$application", ".*")}
-        for place, query in enumerate(queries)
-    ]
+    rules = [{"record": f"q{place}", "expr": query} for place, (_, query) in enumerate(shown())]
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
-    assert f"{len(queries)} rules found" in promtool("check", "rules", str(file))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", str(file))
 
 
 @needs_promtool

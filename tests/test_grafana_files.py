@@ -1,19 +1,15 @@
 """The dashboard and the alert rules: only metrics of the table, each used as what it is, and every alert explained."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-import yaml
+from grafana_files import ALERTS, DASHBOARD, panels, plain, shown
 from promql import NoQuery, Query, Selected
 
 from cascade.serving.metric_table import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-DASHBOARD = json.loads((ROOT / "deployments" / "grafana" / "cascade.json").read_text(encoding="utf-8"))
-RULES = yaml.safe_load((ROOT / "deployments" / "grafana" / "alerts.yaml").read_text(encoding="utf-8"))
-ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
 OPERATIONS = ROOT / "docs" / "operations.md"
 BY_SERIES = {f"ray_{series}": metric for metric in METRICS for series in metric.series}
 SERVES = {"application", "deployment", "replica"}
@@ -34,18 +30,8 @@ LEFT_OUT = {
 }
 
 
-def panels() -> list[dict]:
-    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-
-
-def plain(expression: str) -> str:
-    """A query as Grafana sends it."""
-    return expression.replace("$__rate_interval", "1m").replace("$application", ".*")
-
-
 def queries() -> list[tuple[str, str]]:
-    shown = [(panel["title"], plain(target["expr"])) for panel in panels() for target in panel["targets"]]
-    return shown + [(name, rule["expr"]) for name, rule in ALERTS.items()]
+    return shown() + [(name, rule["expr"]) for name, rule in ALERTS.items()]
 
 
 def selected() -> list[Selected]:

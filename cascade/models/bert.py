@@ -188,6 +188,17 @@ def checked(path: Path, sha256: str) -> Path:
     return path
 
 
+def named_file(folder: Path, name: str, sha256: Mapping[str, str]) -> Path:
+    """A file of a folder, checked by the SHA-256 that is given under its name.
+
+    Raises:
+        ConfigError: none is given, or see `checked`.
+    """
+    if name not in sha256:
+        raise ConfigError(f"sha256 must name {name}, got {', '.join(sha256) or 'nothing'}")
+    return checked(folder / name, sha256[name])
+
+
 def read_shape(folder: Path) -> BertShape:
     """The size of the encoder in a folder.
 

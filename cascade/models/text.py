@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cascade.errors import ConfigError
-from cascade.models.bert import BertShape, Embedding, checked, encoder_layer, folder_of, read_shape, read_weights
+from cascade.models.bert import BertShape, Embedding, encoder_layer, folder_of, named_file, read_shape, read_weights
 from cascade.models.exits import ExitNetwork, State
 from cascade.models.tokens import Tokenizer, decoded
 
@@ -322,15 +322,13 @@ def encoder(
     shape = read_shape(path)
     if not 2 <= max_tokens <= shape.positions:
         raise ConfigError(f"max_tokens must be 2 to {shape.positions}, which the encoder knows, got {max_tokens}")
-    for name in ("model.safetensors", "tokenizer.json"):
-        if name not in sha256:
-            raise ConfigError(f"sha256 must name {name}, got {', '.join(sha256) or 'nothing'}")
-    tokenizer = Tokenizer(checked(path / "tokenizer.json", sha256["tokenizer.json"]), max_tokens)
+    file = named_file(path, "model.safetensors", sha256)
+    tokenizer = Tokenizer(named_file(path, "tokenizer.json", sha256), max_tokens)
     network = TextExits(shape, exits, classes, rank=rank, words_rank=words_rank, dropout=dropout, tokenizer=tokenizer)
-    weights = read_weights(checked(path / "model.safetensors", sha256["model.safetensors"]), exits[-1])
+    weights = read_weights(file, exits[-1])
     own = network.state_dict()
     try:
         network.load_state_dict(own | weights)
     except RuntimeError as error:
-        raise ConfigError(f"{path / 'model.safetensors'}: not the encoder of its config.json: {error}") from error
+        raise ConfigError(f"{file}: not the encoder of its config.json: {error}") from error
     return network

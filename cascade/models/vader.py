@@ -4,6 +4,7 @@ The rules are those of the package ``vaderSentiment``, unchanged; they read a te
 Knows texts and their scores; no ladder, no spec, no Ray.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,21 @@ class VaderRules(nn.Module):
         self._analyzer: Any = SentimentIntensityAnalyzer()
         self.head = nn.Linear(len(SCORES), classes)
 
+    def scores(self, texts: Sequence[str]) -> Tensor:
+        """Scores [rows, 4], in the order of `SCORES`; an empty text has four zeros."""
+        scores = np.zeros((len(texts), len(SCORES)), dtype=np.float32)
+        for row, text in enumerate(texts):
+            found = self._analyzer.polarity_scores(text)
+            scores[row] = [found[name] for name in SCORES]
+        return torch.from_numpy(scores).to(self.head.weight)
+
     def prepare(self, texts: NDArray[np.object_]) -> Tensor:
-        """Scores [rows, 4] of BYTES [rows] or [rows, 1], in the order of `SCORES`; an empty text has four zeros.
+        """The `scores` of BYTES [rows] or [rows, 1].
 
         Raises:
             BadRequest: a text is not UTF-8.
         """
-        scores = np.zeros((len(texts), len(SCORES)), dtype=np.float32)
-        for row, text in enumerate(decoded(texts)):
-            found = self._analyzer.polarity_scores(text)
-            scores[row] = [found[name] for name in SCORES]
-        return torch.from_numpy(scores).to(self.head.weight)
+        return self.scores(decoded(texts))
 
     def forward(self, texts: NDArray[np.object_]) -> Tensor:
         """Logits [rows, classes] of BYTES [rows] or [rows, 1]."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_cases import SHAPE, WORDS, features_by_hand, published, write_package
+from text_cases import SHAPE, WORDS, features_by_hand, published, texts, write_package
 
 from cascade.errors import BadRequest, ConfigError, SpecError
 from cascade.models.exits import joined, rows_of
@@ -35,12 +35,6 @@ def tokens_of(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     sizes = torch.tensor(lengths)
     tokens[torch.arange(max(lengths)) >= sizes[:, None]] = 0
     return tokens, sizes
-
-
-def texts(*each: str) -> np.ndarray:
-    array = np.empty(len(each), dtype=object)
-    array[:] = [text.encode() for text in each]
-    return array
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_cases import WORDS, write_package
+from text_cases import WORDS, texts, write_package
 
 from cascade.errors import BadRequest, ConfigError
 
@@ -32,12 +32,6 @@ def network(arguments) -> RulesAndWords:
     made = rules_and_words(**arguments)
     torch.nn.init.normal_(made.words.weight)
     return made.eval()
-
-
-def texts(*each: str) -> np.ndarray:
-    array = np.empty(len(each), dtype=object)
-    array[:] = [text.encode() for text in each]
-    return array
 
 
 def test_features_are_the_set_of_pieces_and_of_pairs_of_neighbours(network):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -63,6 +64,13 @@ TOKENIZER: dict[str, Any] = {
         "vocab": {word: place for place, word in enumerate(WORDS)},
     },
 }
+
+
+def texts(*each: str) -> np.ndarray:
+    """BYTES [rows]."""
+    array = np.empty(len(each), dtype=object)
+    array[:] = [text.encode() for text in each]
+    return array
 
 
 def published(seed: int = 0) -> dict[str, Tensor]:
