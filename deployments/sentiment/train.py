@@ -341,7 +341,8 @@ def main(
     words_file, exits_file = (out / stages[name]["weights"] for name in ("words", "exit6"))
     write_weights(words.state_dict(), words_file)
     if only_words:
-        of_network = {name: json.loads((out / "train.json").read_text())[name] for name in OF_NETWORK}
+        reported = json.loads((out / "train.json").read_text())
+        of_network = {name: reported[name] for name in OF_NETWORK}
     else:
         of_network = train_network(stages["exit6"], splits, exits_file, checkpoints, resume)
 
